@@ -1,0 +1,1 @@
+"""Recipe that draws, trains, evaluates and exports the ``shapes`` text-to-image pipeline."""

@@ -1,0 +1,222 @@
+"""From what a user names to the files that hold the weights.
+
+A path may be a file, a list of paths, a folder, a glob or an index (`*.index.json`). Files that an index or a folder
+names must lie inside that folder; only the blobs of the Hugging Face cache, where every file is a link, may not.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from lading.errors import CheckpointError
+
+CheckpointPath: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
+"""One path, or several whose tensors are merged in order."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model", "pytorch_lora_weights")
+"""The names that diffusers, transformers and PEFT give to weights, without variant, shard number and suffix."""
+
+_SHARD = re.compile(r"(?P<stem>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<rest>(\.[^.]+)*)")
+
+
+@dataclass(frozen=True)
+class FileList:
+    """The files of one checkpoint, in the order in which their tensors are merged.
+
+    Attributes:
+        owners: tensor name -> file, as an index states it; empty without an index.
+    """
+
+    files: tuple[Path, ...]
+    owners: dict[str, Path] = field(default_factory=dict)
+
+
+def natural_key(path: str | os.PathLike[str]) -> list[tuple[int, int, str]]:
+    """Sort key by which "part-2" comes before "part-10".
+
+    >>> sorted(["part-10", "part-2", "part"], key=natural_key)
+    ['part', 'part-2', 'part-10']
+    """
+    parts = re.split(r"(\d+)", os.fspath(path))
+    return [(1, int(part), "") if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts]
+
+
+def find_files(path: CheckpointPath) -> FileList:
+    """Return the files that a path stands for.
+
+    Raises:
+        CheckpointError: nothing is there, it is ambiguous, shards are missing, or a file lies outside its folder.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        lists = [find_files(part) for part in path]
+        if not lists:
+            raise CheckpointError("an empty list of paths names no checkpoint: name at least one file")
+        owners = {name: file for part in lists for name, file in part.owners.items()}
+        return FileList(tuple(file for part in lists for file in part.files), owners)
+    text = os.fspath(path)
+    if "\0" in text:
+        raise CheckpointError(f"{text!r} is not a path: it holds a NUL character")
+    place = Path(text)
+    if place.is_dir():
+        return find_in_folder(place)
+    if place.is_file():
+        return read_index(place) if place.name.endswith(".json") else FileList((place,))
+    if glob.has_magic(text):
+        matches = [Path(match) for match in sorted(glob.glob(text, recursive=True), key=natural_key)]
+        files = tuple(match for match in matches if match.is_file())
+        if not files:
+            raise CheckpointError(f"{text}: no file matches this pattern{_what_is_there(place.parent)}")
+        _require_all_shards(files)
+        return FileList(files)
+    if place.exists():
+        raise CheckpointError(f"{text}: neither a file nor a folder: name a checkpoint")
+    raise CheckpointError(f"{text}: there is no such file or folder{_what_is_there(place.parent)}")
+
+
+def find_in_folder(folder: Path, stem: str | None = None, variant: str | None = None) -> FileList:
+    """Return the weights in a folder: an index before single files, safetensors before other formats.
+
+    Args:
+        folder: a component's folder; its subfolders are not searched.
+        stem: only files of this name, such as "diffusion_pytorch_model".
+        variant: only files of this variant, such as "fp16" in "model.fp16.safetensors".
+
+    Raises:
+        CheckpointError: no weights, or several that do not belong together.
+    """
+    weights = [file for file in folder.iterdir() if file.is_file() or file.is_symlink()]
+    for index_suffix, suffixes in (
+        (".safetensors.index", (".safetensors",)),
+        (".bin.index", tuple(suffix for suffix in WEIGHT_SUFFIXES if suffix != ".safetensors")),
+    ):
+        indices = [file for file in weights if _is_index(file.name, index_suffix, stem, variant)]
+        if len(indices) == 1:
+            return read_index(indices[0])
+        singles = [file for file in weights if _is_weight(file.name, suffixes, stem, variant)]
+        if singles:
+            return _one_checkpoint(folder, singles)
+        if indices:
+            raise _ambiguous(folder, indices)
+    wanted = "".join(
+        f" {word} {value!r}" for word, value in (("named", stem), ("of variant", variant)) if value is not None
+    )
+    if (folder / "model_index.json").is_file():
+        raise CheckpointError(f"{folder}: a pipeline, not a checkpoint: name one of its components' folders")
+    raise CheckpointError(f"{folder}: there are no weights{wanted} in this folder{_what_is_there(folder)}")
+
+
+def read_index(index: Path) -> FileList:
+    """Return the shards that a `*.index.json` names.
+
+    Raises:
+        CheckpointError: it is not an index, or a shard is missing or lies outside the index's folder.
+    """
+    try:
+        content = json.loads(index.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not valid JSON ({error}): fetch the index again") from None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(shard, str) for shard in weight_map.values())
+    ):
+        raise CheckpointError(f"{index}: not a checkpoint's index: it has no weight_map of tensor names to files")
+    shards = {name: _inside(index.parent, name, index) for name in sorted(set(weight_map.values()), key=natural_key)}
+    missing = [name for name, file in shards.items() if not file.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}: fetch them"
+        )
+    return FileList(tuple(shards.values()), {name: shards[shard] for name, shard in weight_map.items()})
+
+
+def _inside(folder: Path, name: str, named_by: Path) -> Path:
+    """Return `folder / name` if that file, links followed, is in the folder."""
+    unsafe = not name or "\0" in name or "\\" in name or Path(name).is_absolute() or ".." in Path(name).parts
+    if unsafe or not _contained(folder, folder / name):
+        raise CheckpointError(
+            f"{named_by}: names {name!r}, outside its folder: refused. If you trust that file, name it directly"
+        )
+    return folder / name
+
+
+def _contained(folder: Path, file: Path) -> bool:
+    target, home = file.resolve(), folder.resolve()
+    if target.is_relative_to(home):
+        return True
+    # The Hugging Face cache: <repo>/snapshots/<revision>/... links to <repo>/blobs/<hash>.
+    snapshots = next((parent for parent in (home, *home.parents) if parent.name == "snapshots"), None)
+    return snapshots is not None and target.parent == snapshots.parent / "blobs"
+
+
+def _is_index(name: str, suffix: str, stem: str | None, variant: str | None) -> bool:
+    """`model.safetensors.index.json`; a variant stands before ".json", as diffusers and transformers write it."""
+    if not name.endswith(".json"):
+        return False
+    head, found, tail = name.removesuffix(".json").partition(suffix)
+    plain = bool(found) and tail == (f".{variant}" if variant else "")
+    return plain and (head == stem if stem else True)
+
+
+def _is_weight(name: str, suffixes: tuple[str, ...], stem: str | None, variant: str | None) -> bool:
+    if not name.endswith(suffixes):
+        return False
+    if stem is None and variant is None:
+        return True
+    head = name[: name.rindex(".")]
+    shard = _SHARD.fullmatch(head)
+    if shard is not None:
+        head = shard["stem"] + shard["rest"]
+    wanted = f"{stem or ''}{f'.{variant}' if variant else ''}"
+    return head == wanted if stem else head.endswith(wanted)
+
+
+def _one_checkpoint(folder: Path, files: list[Path]) -> FileList:
+    if len(files) > 1:
+        named = [file for file in files if file.name[: file.name.rindex(".")] in WEIGHT_STEMS]
+        files = named if len(named) == 1 else files
+    shards = [_SHARD.fullmatch(file.name) for file in files]
+    families = {(shard["stem"], shard["count"], shard["rest"]) if shard else None for shard in shards}
+    if len(files) > 1 and (None in families or len(families) > 1):
+        raise _ambiguous(folder, files)
+    chosen = tuple(
+        _inside(folder, file.name, folder) for file in sorted(files, key=lambda file: natural_key(file.name))
+    )
+    _require_all_shards(chosen)
+    return FileList(chosen)
+
+
+def _require_all_shards(files: tuple[Path, ...]) -> None:
+    present: dict[tuple[Path, str, str, int], set[int]] = {}
+    for file in files:
+        shard = _SHARD.fullmatch(file.name)
+        if shard is not None:
+            family = (file.parent, shard["stem"], shard["rest"], int(shard["count"]))
+            present.setdefault(family, set()).add(int(shard["number"]))
+    for (folder, stem, rest, count), numbers in present.items():
+        missing = [number for number in range(1, min(count, 1000) + 1) if number not in numbers]
+        if missing:
+            names = ", ".join(f"{stem}-{number:05}-of-{count:05}{rest}" for number in missing)
+            raise CheckpointError(f"{folder}: {len(missing)} of {count} shards are missing: {names}: fetch them")
+
+
+def _ambiguous(folder: Path, files: list[Path]) -> CheckpointError:
+    names = ", ".join(sorted((file.name for file in files), key=natural_key))
+    return CheckpointError(f"{folder}: {len(files)} checkpoints are in this folder: name one of {names}")
+
+
+def _what_is_there(folder: Path) -> str:
+    """The end of an error message: what a user may have meant."""
+    if not folder.is_dir():
+        return f", nor the folder {folder}"
+    names = sorted((entry.name for entry in folder.iterdir()), key=natural_key)
+    return f": {folder} holds {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}" if names else ": it is empty"

@@ -1,0 +1,92 @@
+"""`lading generate`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from lading.cli.progress import Steps
+
+
+@click.command("generate")
+@click.argument("prompt")
+@click.option("--model", default="shapes", show_default=True, help="A folder, a Hugging Face id, or the shipped model.")
+@click.option("--negative-prompt", help="What the picture should not show.")
+@click.option("--height", type=int, help="In pixels; the model's own by default.")
+@click.option("--width", type=int, help="In pixels; the model's own by default.")
+@click.option("--num-frames", type=click.IntRange(min=1), help="Of a film, for models that make films.")
+@click.option("--steps", type=click.IntRange(min=1), help="Denoising steps; the pipeline's own by default.")
+@click.option("--guidance-scale", type=float, help="How closely to follow the prompt; the pipeline's own by default.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same picture.")
+@click.option("--device", help="Such as cpu or cuda:1; by default the accelerator that torch finds, else the CPU.")
+@click.option("--dtype", help="Such as bfloat16; by default what each class's own from_pretrained chooses.")
+@click.option("--revision", help="Branch, tag or commit on the hub.")
+@click.option("--variant", help='Such as fp16, for weights in "model.fp16.safetensors".')
+@click.option("--out", type=click.Path(path_type=Path), default=Path("picture.png"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def command(
+    prompt: str,
+    model: str,
+    negative_prompt: str | None,
+    height: int | None,
+    width: int | None,
+    num_frames: int | None,
+    steps: int | None,
+    guidance_scale: float | None,
+    seed: int,
+    device: str | None,
+    dtype: str | None,
+    revision: str | None,
+    variant: str | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Draw PROMPT and save the picture.
+
+    Prints how each component was loaded, the latent's shape by axis, a bar over the steps, and where the picture is.
+    """
+    from lading.hub import model_folder
+    from lading.loading.generation import Request, check_output, draw, latent_of, save_frames
+    from lading.loading.pipeline import default_device, load_pipeline
+
+    request = Request(prompt, seed, negative_prompt, height, width, num_frames, steps, guidance_scale)
+    check_output(out)
+    folder = model_folder(model, None, revision, variant)
+    latent = latent_of(folder, request)
+    start = time.perf_counter()
+    with Steps("loading", quiet=as_json) as loading:
+        pipeline = load_pipeline(
+            folder,
+            dtype,
+            device or default_device(),
+            variant=variant,
+            progress=lambda record: loading.show(record.name),
+        )
+    loaded = time.perf_counter()
+    if not as_json:
+        click.echo(pipeline.lading_components)
+        click.echo()
+        if latent is not None:
+            click.echo(latent)
+    with Steps("drawing", quiet=as_json) as drawing:
+        frames = draw(pipeline, request, drawing.advance)
+    save_frames(frames, out)
+    drawn = time.perf_counter()
+    if as_json:
+        result = {
+            "out": str(out),
+            "prompt": prompt,
+            "seed": seed,
+            "model": str(folder),
+            "pipeline": type(pipeline).__name__,
+            "components": [record.as_dict() for record in pipeline.lading_components.records],
+            "latent": dict(latent.sizes) if latent is not None else None,
+            "frames": len(frames),
+            "seconds": {"load": round(loaded - start, 3), "draw": round(drawn - loaded, 3)},
+        }
+        click.echo(json.dumps(result))
+    else:
+        click.echo(f"{out}  seed {seed}  loaded in {loaded - start:.1f} s, drawn in {drawn - loaded:.1f} s")

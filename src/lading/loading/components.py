@@ -1,0 +1,260 @@
+"""Parts of a pipeline, each loaded from its own subfolder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lading.checkpoint.files import natural_key
+from lading.errors import ComponentError, LadingError
+from lading.hub import model_folder
+from lading.loading.loaders import CONFIG_FILES, ComponentSpec, LoadOptions, find_loader, resolve_class
+from lading.loading.model import read_config
+from lading.loading.record import LoadRecord, format_records
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger("lading.loading")
+
+T = TypeVar("T")
+Progress = Callable[[LoadRecord], None]
+
+
+class Components(Mapping[str, Any]):
+    """Loaded components, by attribute (`parts.unet`) and by name (`parts["unet"]`).
+
+    Attributes:
+        records: how each came to be, in the order of `model_index.json`. `print(components)` shows them as a table.
+    """
+
+    def __init__(self, components: Mapping[str, Any], records: Iterable[LoadRecord]) -> None:
+        self._components = dict(components)
+        self.records = tuple(records)
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self._components[name]
+        except KeyError:
+            raise KeyError(f"{name!r} was not loaded: there are {', '.join(self._components)}") from None
+
+    def __getattr__(self, name: str) -> Any:
+        components = self.__dict__.get("_components", {})
+        if name not in components:
+            raise AttributeError(f"{name!r} was not loaded: there are {', '.join(components)}")
+        return components[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._components)
+
+    def __len__(self) -> int:
+        return len(self._components)
+
+    def __str__(self) -> str:
+        return format_records(self.records)
+
+
+def load_component(
+    model: str | os.PathLike[str],
+    name: str,
+    torch_dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Any:
+    """Load one component of a pipeline: a network, tokenizer, scheduler or processor.
+
+    Args:
+        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
+        name: the component's name in `model_index.json`, which is its subfolder.
+        torch_dtype: of networks. None does what the class's own `from_pretrained` does: float32 in diffusers, the
+            dtype that `config.json` states in transformers.
+        device: None leaves it on the CPU and touches no device.
+        revision: branch, tag or commit, where the model is on a hub.
+        variant: such as "fp16" for weights in "model.fp16.safetensors".
+
+    Raises:
+        ComponentError: the model has no such component, or its class or files are missing.
+        CheckpointError: its weights are damaged, unsafe, or do not match its config.
+
+    >>> import lading
+    >>> lading.load_component("shapes", "scheduler").config.prediction_type
+    'v_prediction'
+    """
+    folder = model_folder(model, [name], revision, variant)
+    return _load(_spec(folder, name), LoadOptions(torch_dtype, device, variant))[0]
+
+
+def load_components(
+    model: str | os.PathLike[str],
+    names: Iterable[str] | None = None,
+    torch_dtype: torch.dtype | str | Mapping[str, torch.dtype | str | None] | None = None,
+    device: str | torch.device | Mapping[str, str | torch.device | None] | None = None,
+    revision: str | Mapping[str, str | None] | None = None,
+    variant: str | Mapping[str, str | None] | None = None,
+    progress: Progress | None = None,
+) -> Components:
+    """Load several components of a pipeline, side by side.
+
+    `torch_dtype`, `device`, `revision` and `variant` each take one value for all, or a mapping from component names
+    with a "default" for the others. A single `variant` is used where a component has it.
+
+    Args:
+        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
+        names: which; None for all that `model_index.json` names.
+        progress: called with each component's record when it is there.
+
+    Raises:
+        ComponentError: the model has no such component, or its class or files are missing.
+        CheckpointError: weights are damaged, unsafe, or do not match their config.
+
+    >>> import torch, lading
+    >>> parts = lading.load_components("shapes", ["vae", "tokenizer"], torch_dtype={"vae": torch.float16})
+    >>> parts.vae.dtype, len(parts)
+    (torch.float16, 2)
+    """
+    everywhere = revision if isinstance(revision, str) or revision is None else revision.get("default")
+    wanted = None if names is None else list(dict.fromkeys(names))
+    common_variant = variant if isinstance(variant, str) else None
+    folder = model_folder(model, wanted, everywhere, common_variant)
+    wanted = wanted if wanted is not None else list(read_model_index(folder))
+    _require_known(wanted, {"torch_dtype": torch_dtype, "device": device, "revision": revision, "variant": variant})
+    jobs = []
+    for name in wanted:
+        own_revision = _for_component(revision, name)
+        home = folder if own_revision == everywhere else model_folder(model, [name], own_revision, common_variant)
+        spec = _spec(home, name)
+        own_variant = _for_component(variant, name)
+        if common_variant is not None and not _has_variant(spec.folder, common_variant):
+            own_variant = None
+        options = LoadOptions(_for_component(torch_dtype, name), _for_component(device, name), own_variant)
+        jobs.append((spec, options))
+    if common_variant is not None and jobs and all(options.variant is None for _, options in jobs):
+        raise ComponentError(f"{folder}: no component has weights of variant {common_variant!r}: leave it out")
+    for spec, _ in jobs:
+        resolve_class(spec)  # imports happen one after another; threads would wait for each other's
+    loaded: list[tuple[Any, LoadRecord]] = []
+    with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1) or 1) as pool:
+        for future in [pool.submit(_load, spec, options) for spec, options in jobs]:
+            loaded.append(future.result())
+            if progress is not None:
+                progress(loaded[-1][1])
+    records = [record for _, record in loaded]
+    return Components({record.name: component for component, record in loaded}, records)
+
+
+def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
+    """Return the components that a pipeline folder names: name -> (library, class name).
+
+    Components that the file leaves empty, such as a safety checker that is not there, are left out.
+
+    Raises:
+        ComponentError: there is no `model_index.json`, or it is not valid.
+    """
+    index = read_config(folder / "model_index.json")
+    components: dict[str, tuple[str, str]] = {}
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list):
+            continue
+        if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
+            raise ComponentError(f"{folder / 'model_index.json'}: component {name!r} is not [library, class]")
+        if value[0] is not None and value[1] is not None:
+            components[name] = (value[0], value[1])
+    return components
+
+
+def _spec(folder: Path, name: str) -> ComponentSpec:
+    if not name.isidentifier():
+        raise ComponentError(f"{folder}: {name!r} is not the name of a component")
+    place = folder / name
+    if (folder / "model_index.json").is_file():
+        components = read_model_index(folder)
+        if name not in components:
+            raise ComponentError(f"{folder}: there is no component {name!r}: it has {', '.join(components)}")
+        library, class_name = components[name]
+    else:
+        library, class_name = _class_from_config(folder, name)
+    if not place.is_dir():
+        raise ComponentError(f"{place}: component {name!r} has no files: fetch this folder")
+    return ComponentSpec(name, library, class_name, place)
+
+
+def _class_from_config(folder: Path, name: str) -> tuple[str, str]:
+    """Tell a component's class from its own config, in a folder without `model_index.json`."""
+    place = folder / name
+    for file in (place / config for config in CONFIG_FILES):
+        if not file.is_file():
+            continue
+        config = read_config(file)
+        if isinstance(config.get("_class_name"), str):
+            return "diffusers", config["_class_name"]
+        architectures = config.get("architectures")
+        for found in (
+            architectures[0] if isinstance(architectures, list) and architectures else None,
+            config.get("tokenizer_class"),
+            config.get("image_processor_type"),
+            config.get("feature_extractor_type"),
+            config.get("processor_class"),
+        ):
+            if isinstance(found, str):
+                return "transformers", found
+    held = sorted((entry.name for entry in folder.iterdir() if entry.is_dir()), key=natural_key)
+    raise ComponentError(
+        f"{folder}: there is no model_index.json, and {name!r} has no config that names its class: "
+        f"the folder has {', '.join(held) or 'no subfolders'}"
+    )
+
+
+def _load(spec: ComponentSpec, options: LoadOptions) -> tuple[Any, LoadRecord]:
+    start = time.perf_counter()
+    label, loader = find_loader(spec.name)
+    try:
+        loaded = loader(spec, resolve_class(spec), options)
+    except LadingError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ComponentError(
+            f"{spec.folder}: component {spec.name!r} ({spec.class_name}) cannot be loaded: {error}"
+        ) from error
+    milliseconds = 1000 * (time.perf_counter() - start)
+    record = LoadRecord(spec.name, label, spec.qualified_class, loaded.files, *_weights(loaded.component), milliseconds)
+    _log.info("%s", record)
+    return loaded.component, record
+
+
+def _weights(component: Any) -> tuple[int, int, str | None, str | None]:
+    """Count a component's tensors and bytes; the dtype and device are those of most of its bytes."""
+    import torch
+
+    if not isinstance(component, torch.nn.Module):
+        return 0, 0, None, None
+    tensors = [*component.parameters(), *component.buffers()]
+    shares: dict[tuple[str, str], int] = {}
+    for tensor in tensors:
+        key = (str(tensor.dtype).removeprefix("torch."), str(tensor.device))
+        shares[key] = shares.get(key, 0) + tensor.nbytes
+    dtype, device = max(shares, key=lambda key: shares[key], default=(None, None))
+    return len(tensors), sum(shares.values()), dtype, device
+
+
+def _for_component(value: T | Mapping[str, T | None] | None, name: str) -> T | None:
+    if isinstance(value, Mapping):
+        return value.get(name, value.get("default"))
+    return value
+
+
+def _require_known(names: Iterable[str], options: Mapping[str, object]) -> None:
+    known = {*names, "default"}
+    for option, value in options.items():
+        strange = [name for name in value if name not in known] if isinstance(value, Mapping) else []
+        if strange:
+            raise ComponentError(f"{option} names {', '.join(map(repr, strange))}: loaded are {', '.join(names)}")
+
+
+def _has_variant(folder: Path, variant: str) -> bool:
+    return any(f".{variant}." in file.name or f".{variant}-" in file.name for file in folder.iterdir())

@@ -1,0 +1,141 @@
+"""From a loaded pipeline and a prompt to a picture, or a film, on disk."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lading.errors import ComponentError, LadingError
+from lading.latents import LatentShape, latent_shape_of
+from lading.loading.model import read_config
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ANIMATED = (".gif", ".png", ".webp")
+FRAME_MILLISECONDS = 1000 // 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw. None leaves a choice to the pipeline's own default.
+
+    Attributes:
+        seed: of the noise; the same seed gives the same picture, bit for bit.
+        height: in pixels.
+        width: in pixels.
+        num_frames: of a film; only pipelines for films take it.
+    """
+
+    prompt: str
+    seed: int = 0
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+
+
+def latent_of(folder: Path, request: Request) -> LatentShape | None:
+    """Return the latent's shape, from configs alone, for a pipeline with a UNet on an `AutoencoderKL`; else None.
+
+    Raises:
+        ShapeError: the model cannot draw this height or width.
+    """
+    unet, vae = folder / "unet" / "config.json", folder / "vae" / "config.json"
+    if not (unet.is_file() and vae.is_file()):
+        return None
+    denoiser_config, vae_config = read_config(unet), read_config(vae)
+    if (
+        denoiser_config.get("_class_name") != "UNet2DConditionModel"
+        or vae_config.get("_class_name") != "AutoencoderKL"
+        or not isinstance(denoiser_config.get("sample_size"), int)
+    ):
+        return None
+    default = denoiser_config["sample_size"] * 2 ** (len(vae_config["block_out_channels"]) - 1)
+    return latent_shape_of(denoiser_config, vae_config, 1, request.height or default, request.width or default)
+
+
+def draw(pipeline: Any, request: Request, on_step: Callable[[int, int], None] | None = None) -> Sequence[Image]:
+    """Run a pipeline and return the frames that it draws: one for a picture.
+
+    Args:
+        on_step: called after each denoising step with its number, from 1, and the number of all steps.
+
+    Raises:
+        ComponentError: the pipeline does not take what is asked, or draws no pictures.
+    """
+    import torch
+
+    takes = inspect.signature(pipeline.__call__).parameters
+    asked = {name: value for name, value in vars(request).items() if value is not None and name != "seed"}
+    strange = [name for name in asked if name not in takes]
+    if strange:
+        raise ComponentError(f"{type(pipeline).__name__} takes no {', '.join(strange)}: leave it out")
+    if on_step is not None and "callback_on_step_end" in takes:
+
+        def report(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            on_step(step + 1, pipeline.num_timesteps)
+            return tensors
+
+        asked["callback_on_step_end"] = report
+    pipeline.set_progress_bar_config(disable=True)
+    output = pipeline(**asked, generator=torch.Generator().manual_seed(request.seed), output_type="pil")
+    if hasattr(output, "images"):
+        return [output.images[0]]
+    if hasattr(output, "frames"):
+        return list(output.frames[0])
+    raise ComponentError(f"{type(pipeline).__name__} gives {', '.join(output)}, no pictures: call it from Python")
+
+
+def check_output(out: Path) -> None:
+    """Refuse, before any work is done, a file that could not be written in the end.
+
+    Raises:
+        LadingError: no such folder, or no such format.
+    """
+    from PIL import Image
+
+    if not out.parent.is_dir():
+        raise LadingError(f"{out}: there is no folder {out.parent}: create it first")
+    if out.is_dir():
+        raise LadingError(f"{out}: is a folder: name a file in it, such as {out / 'picture.png'}")
+    Image.init()
+    if out.suffix.lower() not in Image.EXTENSION or Image.EXTENSION[out.suffix.lower()] not in Image.SAVE:
+        raise LadingError(f"{out}: pictures cannot be saved as {out.suffix or 'a file without suffix'!r}: use .png")
+
+
+def save_frames(frames: Sequence[Image], out: Path) -> None:
+    """Write one frame as a picture, several as an animation; the file appears whole or not at all.
+
+    Raises:
+        LadingError: the format holds one picture and there are several.
+    """
+    if len(frames) > 1 and out.suffix.lower() not in ANIMATED:
+        raise LadingError(
+            f"{out}: {out.suffix} holds no animation of {len(frames)} frames: use {' or '.join(ANIMATED)}"
+        )
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.stem}-", suffix=out.suffix)
+    os.close(handle)
+    part = Path(name)
+    try:
+        if len(frames) > 1:
+            frames[0].save(part, save_all=True, append_images=frames[1:], duration=FRAME_MILLISECONDS, loop=0)
+        else:
+            frames[0].save(part)
+        part.chmod(0o666 & ~_umask())
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

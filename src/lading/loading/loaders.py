@@ -1,0 +1,200 @@
+"""The registry of loaders: a component's config name -> the loader that makes the object.
+
+A loader is chosen by the name that `model_index.json` gives the component ("text_encoder_2" goes by "text_encoder");
+a component that nobody registered goes to the generic loader, which asks the class what it can do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from lading.checkpoint.files import find_in_folder
+from lading.errors import ComponentError
+from lading.loading.model import load_model, read_config
+from lading.loading.network import construction, is_diffusers_model, is_transformers_model
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG_FILES = (
+    "config.json",
+    "scheduler_config.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+"""What tells that a folder holds a component, and what the class is where no `model_index.json` says it."""
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """One component as a model's files describe it.
+
+    Attributes:
+        name: such as "unet".
+        library: "diffusers", "transformers", or the name of one of diffusers' pipeline modules.
+        class_name: such as "UNet2DConditionModel".
+        folder: where its config and weights lie.
+    """
+
+    name: str
+    library: str
+    class_name: str
+    folder: Path
+
+    @property
+    def qualified_class(self) -> str:
+        return f"{self.library}.{self.class_name}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.qualified_class} in {self.folder}"
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What a caller asked for one component.
+
+    Attributes:
+        torch_dtype: a dtype or its name; None does what the class's own `from_pretrained` does.
+        device: None leaves the component on the CPU and touches no device.
+        variant: such as "fp16" for weights in "model.fp16.safetensors".
+    """
+
+    torch_dtype: Any = None
+    device: Any = None
+    variant: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loader's product.
+
+    Attributes:
+        files: the files that the component was made of.
+    """
+
+    component: Any
+    files: tuple[Path, ...] = field(default=())
+
+
+Loader: TypeAlias = Callable[[ComponentSpec, type, LoadOptions], Loaded]
+
+_LOADERS: dict[str, tuple[str, Loader]] = {}
+
+
+def register_loader(name: str, loader: Loader, label: str | None = None) -> None:
+    """Register the loader of components of a name; a later registration replaces an earlier one.
+
+    Args:
+        name: the name in `model_index.json`; it also serves "name_2", "name_3" and so on.
+        loader: called with the spec, the class that it names and the options.
+        label: what the table of the loading path calls it; the name by default.
+    """
+    _LOADERS[name] = (label or name, loader)
+
+
+def find_loader(name: str) -> tuple[str, Loader]:
+    """Return the label and the loader for a component's name."""
+    return _LOADERS.get(name) or _LOADERS.get(re.sub(r"_\d+$", "", name)) or ("generic", load_generic)
+
+
+def resolve_class(spec: ComponentSpec) -> type:
+    """Import the class of a component.
+
+    Only diffusers, its pipeline modules and transformers are imported: a file may not name other code to run.
+
+    Raises:
+        ComponentError: the library is another, or has no such class.
+    """
+    if spec.library in ("diffusers", "transformers"):
+        module: Any = importlib.import_module(spec.library)
+    else:
+        pipelines = importlib.import_module("diffusers.pipelines")
+        module = getattr(pipelines, spec.library, None) if spec.library.isidentifier() else None
+        if module is None:
+            raise ComponentError(
+                f"{spec.folder}: component {spec.name!r} asks for the library {spec.library!r}: only diffusers and "
+                "transformers are imported; load that component yourself and pass it to the pipeline"
+            )
+    found = getattr(module, spec.class_name, None)
+    if not isinstance(found, type):
+        raise ComponentError(
+            f"{spec.folder}: component {spec.name!r} names {spec.qualified_class}, which the installed "
+            f"{spec.library} {getattr(module, '__version__', '')} does not have: upgrade it, or correct the name"
+        )
+    return found
+
+
+def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -> Loaded:
+    """Load a network by `load_model` from the weights in its folder."""
+    config = read_config(spec.folder / "config.json")
+    dtype = options.torch_dtype
+    if dtype is None:
+        dtype = "float32" if is_diffusers_model(model_class) else config.get("dtype", config.get("torch_dtype"))
+    if "quantization_config" in config:
+        return _load_quantized(spec, model_class, options)
+    stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else None
+    files = find_in_folder(spec.folder, stem, options.variant).files
+    model: torch.nn.Module = load_model(model_class, files, config, dtype, options.device or "cpu")
+    if is_transformers_model(model_class):
+        _load_generation_config(spec, model)
+    _name_origin(model, spec.folder)
+    return Loaded(model, (spec.folder / "config.json", *files))
+
+
+def load_from_pretrained(spec: ComponentSpec, component_class: type, _options: LoadOptions) -> Loaded:
+    """Load a component without weights (tokenizer, scheduler, processor) by its own `from_pretrained`."""
+    with construction():
+        component = component_class.from_pretrained(spec.folder)  # type: ignore[attr-defined] # generic checks it
+    return Loaded(component, tuple(sorted(file for file in spec.folder.iterdir() if file.is_file())))
+
+
+def load_generic(spec: ComponentSpec, component_class: type, options: LoadOptions) -> Loaded:
+    """Load a component that nobody registered: a network by its weights, anything else by `from_pretrained`."""
+    if is_diffusers_model(component_class) or is_transformers_model(component_class):
+        return load_network(spec, component_class, options)
+    if not callable(getattr(component_class, "from_pretrained", None)):
+        raise ComponentError(
+            f"{spec.folder}: component {spec.name!r} is a {spec.qualified_class}, which has no from_pretrained: "
+            "register a loader for its name (lading.loading.register_loader)"
+        )
+    return load_from_pretrained(spec, component_class, options)
+
+
+def _load_quantized(spec: ComponentSpec, model_class: type, options: LoadOptions) -> Loaded:
+    """Quantised weights belong to the library's quantizers: the class loads itself."""
+    name = "dtype" if is_transformers_model(model_class) else "torch_dtype"
+    with construction():
+        model = model_class.from_pretrained(  # type: ignore[attr-defined] # both libraries' networks have it
+            spec.folder, variant=options.variant, **({name: options.torch_dtype} if options.torch_dtype else {})
+        )
+    model = model.to(options.device) if options.device is not None else model
+    return Loaded(model, tuple(sorted(file for file in spec.folder.iterdir() if file.is_file())))
+
+
+def _load_generation_config(spec: ComponentSpec, model: Any) -> None:
+    if model.can_generate() and (spec.folder / "generation_config.json").is_file():
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(spec.folder)
+
+
+def _name_origin(model: Any, folder: Path) -> None:
+    """Note where a network came from, as both libraries do."""
+    if is_diffusers_model(type(model)):
+        model.register_to_config(_name_or_path=str(folder))
+    elif is_transformers_model(type(model)):
+        model.config._name_or_path = model.name_or_path = str(folder)
+
+
+for _name in ("unet", "transformer", "vae", "text_encoder", "image_encoder", "controlnet", "prior", "safety_checker"):
+    register_loader(_name, load_network, "network")
+for _name in ("tokenizer", "scheduler"):
+    register_loader(_name, load_from_pretrained)
+for _name in ("feature_extractor", "image_processor", "processor"):
+    register_loader(_name, load_from_pretrained, "processor")

@@ -1,0 +1,150 @@
+"""`load_model`: a class, its config and a checkpoint to a network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+
+from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
+from lading.checkpoint.reader import cast_tensor, named_dtype
+from lading.errors import ComponentError
+from lading.loading.network import (
+    build_empty,
+    construction,
+    fill,
+    is_diffusers_model,
+    is_transformers_model,
+    kept_in_float32,
+    require_exact,
+    transformers_config,
+)
+
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
+StateDictConverter = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+
+
+def load_model(
+    model_class: type[ModelT],
+    path: CheckpointPath,
+    config: Any = None,
+    torch_dtype: torch.dtype | str | None = torch.bfloat16,
+    device: str | torch.device = "cpu",
+    state_dict_converter: StateDictConverter | None = None,
+    use_disk_map: bool = False,
+) -> ModelT:
+    """Load a network: built without memory, filled with the checkpoint's tensors, in eval mode.
+
+    No parameter is allocated twice. On the CPU and without a cast, parameters are views of the file. Modules that a
+    diffusers class keeps in float32 (`_keep_in_fp32_modules`) are kept.
+
+    Args:
+        model_class: any `torch.nn.Module`, such as a class of diffusers or transformers.
+        path: a file, a list of files merged in order, a folder, a glob or an `index.json`.
+        config: the constructor's keyword arguments, a `config.json` or its folder, or a transformers config. None
+            takes the `config.json` beside the checkpoint for diffusers and transformers classes, else the defaults.
+        torch_dtype: floating-point tensors are cast to it. None keeps the checkpoint's dtypes.
+        device: where the network goes.
+        state_dict_converter: called with the checkpoint's tensors by name, returns the network's.
+        use_disk_map: read only the tensors that the converter, or the network, asks for; of use for files that hold
+            several models.
+
+    Raises:
+        CheckpointError: a file is damaged or unsafe, or its tensors do not match the network; all names are listed.
+        ComponentError: the network cannot be built from the config.
+
+    >>> import diffusers, lading
+    >>> vae = lading.load_model(diffusers.AutoencoderKL, lading.shipped_model() / "vae", torch_dtype="float32")
+    >>> vae.training, vae.dtype
+    (False, torch.float32)
+    """
+    dtype = None if torch_dtype is None else named_dtype(torch_dtype)
+    device = torch.device(device)
+    checkpoint = open_checkpoint(path)
+    source = ", ".join(str(file) for file in checkpoint.files)
+    config = _find_config(model_class, config, checkpoint)
+    tensors: Mapping[str, torch.Tensor] = DiskMap(path) if use_disk_map else read_state_dict(checkpoint)
+    if state_dict_converter is not None:
+        tensors = state_dict_converter(tensors)
+    elif is_transformers_model(model_class):
+        return _load_transformers(model_class, config, tensors, dtype, source).to(device)
+    model = build_empty(model_class, config, dtype if is_diffusers_model(model_class) else None)
+    if is_diffusers_model(model_class):
+        tensors = _with_current_names(model, tensors)
+    kept = kept_in_float32(model_class, dtype)
+    placed = {
+        name: cast_tensor(tensor, torch.float32 if kept(name) else dtype, device) for name, tensor in tensors.items()
+    }
+    fill(model, placed, source)
+    if not is_diffusers_model(model_class):
+        for buffer in model.buffers():
+            buffer.data = cast_tensor(buffer.data, dtype, device)
+    return cast("ModelT", model.to(device).eval())
+
+
+def _find_config(model_class: type, config: Any, checkpoint: Checkpoint) -> Any:
+    if isinstance(config, (str, os.PathLike)):
+        place = Path(config)
+        return read_config(place / "config.json" if place.is_dir() else place)
+    if config is None and (is_diffusers_model(model_class) or is_transformers_model(model_class)):
+        beside = checkpoint.files[0].parent / "config.json"
+        return read_config(beside) if beside.is_file() else None
+    return config
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a JSON config.
+
+    Raises:
+        ComponentError: it is missing or not a JSON object.
+    """
+    try:
+        config = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ComponentError(f"{file}: the config cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ComponentError(f"{file}: the config is not valid JSON ({error}): fetch it again") from None
+    if not isinstance(config, dict):
+        raise ComponentError(f"{file}: the config is not a JSON object: fetch it again")
+    return config
+
+
+def _load_transformers(
+    model_class: type[ModelT],
+    config: Any,
+    tensors: Mapping[str, torch.Tensor],
+    dtype: torch.dtype | None,
+    source: str,
+) -> ModelT:
+    """Let transformers rename and convert a hub checkpoint's keys, tie weights and compute buffers."""
+    loaded_dtype = dtype or next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
+    with construction():
+        model, info = model_class.from_pretrained(  # type: ignore[attr-defined] # PreTrainedModel's
+            None,
+            config=transformers_config(model_class, config),
+            state_dict=dict(tensors),
+            dtype=loaded_dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    require_exact(
+        model_class.__name__,
+        source,
+        list(info["missing_keys"]),
+        list(info["unexpected_keys"]),
+        [(name, tuple(wanted), tuple(found)) for name, found, wanted in info["mismatched_keys"]],
+    )
+    return model  # type: ignore[no-any-return] # from_pretrained is untyped
+
+
+def _with_current_names(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Rename the attention keys of diffusers checkpoints from before 0.18 as diffusers does; reads nothing."""
+    names = {name: name for name in tensors}
+    renamed = model._fix_state_dict_keys_on_load(dict(names))  # type: ignore[operator] # ModelMixin's
+    if renamed == names:
+        return tensors
+    return {new: tensors[old] for new, old in renamed.items()}

@@ -1,0 +1,75 @@
+"""`load_pipeline`: a folder to the pipeline class that its `model_index.json` names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lading.errors import ComponentError
+from lading.hub import model_folder
+from lading.loading.components import Progress, load_components
+from lading.loading.model import read_config
+from lading.loading.network import construction
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_pipeline(
+    model: str | os.PathLike[str],
+    torch_dtype: torch.dtype | str | Mapping[str, torch.dtype | str | None] | None = None,
+    device: str | torch.device | Mapping[str, str | torch.device | None] | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """Load a whole pipeline and return the plain diffusers pipeline that `model_index.json` names.
+
+    Its `lading_components` attribute holds the `Components`, whose `print` shows the loading path.
+
+    Args:
+        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
+        torch_dtype: one for all networks, or a mapping from component names with a "default"; None does what each
+            class's own `from_pretrained` does.
+        device: one for all, or a mapping; None leaves everything on the CPU and touches no device.
+        revision: branch, tag or commit, where the model is on a hub.
+        variant: such as "fp16" for weights in "model.fp16.safetensors".
+        progress: called with each component's record when it is there.
+
+    Raises:
+        ComponentError: the folder is no pipeline, or a component, its class or its files are missing.
+        CheckpointError: weights are damaged, unsafe, or do not match their config.
+
+    >>> import lading
+    >>> type(lading.load_pipeline("shapes")).__name__
+    'StableDiffusionPipeline'
+    """
+    folder = model_folder(model, None, revision, variant)
+    index = read_config(folder / "model_index.json")
+    pipeline_class = _pipeline_class(index.get("_class_name"), folder)
+    components = load_components(folder, torch_dtype=torch_dtype, device=device, variant=variant, progress=progress)
+    with construction():
+        pipeline = pipeline_class.from_pretrained(str(folder), **components)
+    pipeline.lading_components = components
+    return pipeline
+
+
+def default_device() -> str:
+    """Return the accelerator that torch finds, else "cpu"."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def _pipeline_class(name: object, folder: os.PathLike[str]) -> Any:
+    import diffusers
+
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise ComponentError(
+            f"{folder}: model_index.json names the pipeline {name!r}, which diffusers {diffusers.__version__} "
+            "does not have: upgrade diffusers, or load the components alone"
+        )
+    return found
