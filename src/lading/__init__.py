@@ -5,8 +5,9 @@ Public names resolve on first use (PEP 562), so that `import lading` takes milli
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lading.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lading.checkpoint import DiskMap, hash_model_file, load_state_dict, open_checkpoint
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         skip_model_initialization,
     )
 
-_HOMES: dict[str, tuple[str, ...]] = {
+_HOMES = {
     "lading.checkpoint": ("DiskMap", "hash_model_file", "load_state_dict", "open_checkpoint"),
     "lading.errors": (
         "CheckpointError",
@@ -50,7 +51,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "skip_model_initialization",
     ),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -75,13 +76,3 @@ __all__ = [
     "shipped_model",
     "skip_model_initialization",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'lading' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

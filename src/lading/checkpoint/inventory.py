@@ -11,7 +11,6 @@ from typing import Any
 
 from lading.checkpoint.files import CheckpointPath, find_files
 from lading.checkpoint.header import FileInventory, TensorInfo, read_safetensors_header
-from lading.checkpoint.torch_file import read_torch_inventory
 from lading.errors import CheckpointError
 from lading.sizes import format_size
 
@@ -122,6 +121,8 @@ def read_inventory(file: Path) -> FileInventory:
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
         if file.suffix == ".safetensors":
             raise CheckpointError(f"{file}: a pickle under the name of a safetensors file: refused as unsafe")
+        from lading.checkpoint.torch_file import read_torch_inventory  # safetensors files need no pickle, no zip
+
         return read_torch_inventory(file)
     return read_safetensors_header(file)
 

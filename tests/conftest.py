@@ -1,0 +1,44 @@
+"""What tests share: real files, written the way the world writes them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HeaderWriter = Callable[..., Path]
+
+
+def header_bytes(entries: dict[str, Any]) -> bytes:
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_sparse(file: Path, shapes: dict[str, list[int]], itemsize: int = 2, dtype: str = "BF16") -> Path:
+    """Write a safetensors file of these tensors whose data is a hole: any size, no disk."""
+    entries: dict[str, Any] = {}
+    offset = 0
+    for name, shape in shapes.items():
+        nbytes = itemsize
+        for size in shape:
+            nbytes *= size
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    header = header_bytes(entries)
+    with file.open("wb") as stream:
+        stream.write(header)
+        stream.truncate(len(header) + offset)
+    return file
+
+
+@pytest.fixture(scope="session")
+def layouts() -> dict[str, Any]:
+    """54 published checkpoints: label -> hash, and tensors as name -> shape."""
+    path = Path(__file__).parent / "data" / "layouts.json.gz"
+    content: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+    return content
