@@ -39,17 +39,22 @@ def test_the_54_published_layouts_hash_right_each_in_milliseconds(tmp_path: Path
     assert sorted(seconds)[len(seconds) // 2] < 0.1
 
 
+def write_shards(folder: Path, tensors: dict[str, list[int]], count: int) -> list[Path]:
+    names = list(tensors)
+    return [
+        write_sparse(
+            folder / f"model-{number + 1:05}-of-{count:05}.safetensors",
+            {name: tensors[name] for name in names[number::count]},
+        )
+        for number in range(count)
+    ]
+
+
 def test_shards_hash_as_the_merged_file(tmp_path: Path, layouts: dict[str, Any]) -> None:
     layout = layouts["Qwen-Image transformer"]
-    names = list(layout["tensors"])
-    shards = [
-        write_sparse(
-            tmp_path / f"part-{number}.safetensors", {name: layout["tensors"][name] for name in names[number::3]}
-        )
-        for number in range(3)
-    ]
+    shards = write_shards(tmp_path, layout["tensors"], 3)
     assert hash_model_file(shards) == layout["hash"]
-    assert hash_model_file(str(tmp_path / "part-*.safetensors")) == layout["hash"]
+    assert hash_model_file(str(tmp_path / "model-*.safetensors")) == layout["hash"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,14 +107,7 @@ def test_hashing_40_gb_of_shards_takes_under_150_ms_of_cpu_and_no_torch(
     tmp_path: Path, layouts: dict[str, Any]
 ) -> None:
     layout = layouts["Qwen-Image transformer"]
-    names = list(layout["tensors"])
-    shards = [
-        write_sparse(
-            tmp_path / f"model-{number + 1:05}-of-00009.safetensors",
-            {name: layout["tensors"][name] for name in names[number::9]},
-        )
-        for number in range(9)
-    ]
+    shards = write_shards(tmp_path, layout["tensors"], 9)
     assert sum(shard.stat().st_size for shard in shards) > 40e9
     runs = []
     for _ in range(3):

@@ -62,9 +62,8 @@ def test_what_safetensors_writes_is_read_as_safetensors_reads_it(
     file = tmp_path_factory.mktemp("written") / "model.safetensors"
     metadata.pop("__metadata__", None)
     tensors.pop("__metadata__", None)
-    save_file(
-        {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in tensors.items()}, file, metadata or None
-    )
+    zeros = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in tensors.items()}
+    save_file(zeros, file, metadata or None)
     checkpoint = open_checkpoint(file)
     assert {name: info.shape for name, info in checkpoint.items()} == {
         name: tuple(shape) for name, (_, shape) in tensors.items()
