@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= circle.png
 
-.PHONY: demo test check bench docs wheel clean
+.PHONY: demo test check bench docs wheel recipe clean
 
 demo: .venv/installed  ## draw a picture with the model that ships here
 	$(BIN)/lading generate "a red circle on a white background" --out $(OUT)
@@ -22,6 +22,9 @@ bench: .venv/developer  ## measure; tables go to docs/benchmarks.md
 
 docs: .venv/documented  ## build the site into site/
 	$(BIN)/mkdocs build --strict --quiet
+
+recipe: .venv/installed  ## train the model that ships here again
+	$(BIN)/python -m recipes.shapes
 
 wheel: .venv/developer  ## build dist/
 	$(BIN)/python -m build

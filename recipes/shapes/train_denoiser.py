@@ -14,9 +14,9 @@ from recipes.shapes.tokenizer import MAX_LENGTH
 from recipes.shapes.train_vae import encode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-STEPS = 4000
+STEPS = 3600
 BATCH = 64
-PICTURES = 30_000
+PICTURES = 20_000
 LEARNING_RATE = 1.2e-3
 WITHOUT_PROMPT = 0.1
 WITHOUT_SIZE = 1 / 3

@@ -87,9 +87,9 @@ class ModelConfig:
     def _folder(self) -> Path:
         assert self.local_model_path is not None
         assert self.model_id is not None
-        base = Path(self.local_model_path).resolve()
+        base = Path(self.local_model_path)
         folder = base / self.model_id
-        if not folder.resolve().is_relative_to(base) or folder.resolve() == base:
+        if not folder.resolve().is_relative_to(base.resolve()) or folder.resolve() == base.resolve():
             raise DownloadError(f"model_id={self.model_id!r} is not the id of a model: write it as org/name")
         return folder
 

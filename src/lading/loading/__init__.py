@@ -2,7 +2,7 @@
 
 from lading.loading.components import Components, load_component, load_components
 from lading.loading.initialization import skip_model_initialization
-from lading.loading.loaders import ComponentSpec, LoadOptions, register_loader
+from lading.loading.loaders import ComponentSpec, Loaded, LoadOptions, register_loader
 from lading.loading.model import load_model
 from lading.loading.pipeline import load_pipeline
 from lading.loading.record import LoadRecord
@@ -12,6 +12,7 @@ __all__ = [
     "Components",
     "LoadOptions",
     "LoadRecord",
+    "Loaded",
     "load_component",
     "load_components",
     "load_model",

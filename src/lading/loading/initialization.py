@@ -28,36 +28,49 @@ def skip_model_initialization(device: str | torch.device = "meta") -> Iterator[N
     >>> network.weight.is_meta
     True
     """
-    target = torch.device(device)
-    thread = threading.get_ident()
-    moved: dict[int, tuple[weakref.ref[torch.nn.Parameter], torch.nn.Parameter]] = {}
-
-    def move(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> torch.nn.Parameter | None:
-        if (
-            parameter is None
-            or threading.get_ident() != thread
-            or isinstance(parameter, UninitializedParameter)
-            or parameter.device == target
-        ):
-            return None
-        known = moved.get(id(parameter))
-        if known is not None and known[0]() is parameter:
-            return known[1]
-        replacement = _moved(parameter, target)
-        moved[id(parameter)] = (weakref.ref(parameter), replacement)
-        return replacement
-
-    handle = register_module_parameter_registration_hook(move)  # type: ignore[arg-type] # torch's annotation omits the result
+    contexts = _contexts()
+    contexts.append(_Context(torch.device(device)))
     try:
         yield
     finally:
-        handle.remove()
+        contexts.pop()
 
 
-def _moved(parameter: torch.nn.Parameter, device: torch.device) -> torch.nn.Parameter:
-    """A parameter of the same class and attributes on another device."""
-    data = parameter.detach()
-    data = torch.empty_like(data, device=device) if device.type == "meta" else data.to(device)
-    replacement: torch.nn.Parameter = torch.Tensor._make_subclass(type(parameter), data, parameter.requires_grad)
-    replacement.__dict__.update(parameter.__dict__)
-    return replacement
+class _Context:
+    """One `with`: where parameters go, and which went there already, so that tied ones stay one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._moved: dict[int, tuple[weakref.ref[torch.nn.Parameter], torch.nn.Parameter]] = {}
+
+    def place(self, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+        """Return the parameter on this context's device, the same one each time."""
+        if parameter.is_meta or parameter.device == self._device or isinstance(parameter, UninitializedParameter):
+            return parameter
+        known = self._moved.get(id(parameter))
+        if known is not None and known[0]() is parameter:
+            return known[1]
+        placed: torch.nn.Parameter = torch.Tensor._make_subclass(
+            type(parameter), parameter.detach().to(self._device), parameter.requires_grad
+        )
+        placed.__dict__.update(parameter.__dict__)
+        self._moved[id(parameter)] = (weakref.ref(parameter), placed)
+        return placed
+
+
+_ACTIVE = threading.local()
+
+
+def _contexts() -> list[_Context]:
+    """The contexts that this thread is in, the innermost last: that one places parameters."""
+    contexts: list[_Context] = _ACTIVE.__dict__.setdefault("contexts", [])
+    return contexts
+
+
+def _place(_module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter | None) -> torch.nn.Parameter | None:
+    contexts = _contexts()
+    return contexts[-1].place(parameter) if contexts and parameter is not None else None
+
+
+# Registered once and for all: torch's table of hooks may not change while another thread builds a network.
+register_module_parameter_registration_hook(_place)  # type: ignore[arg-type] # the annotation omits the result

@@ -149,9 +149,13 @@ def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -
 
 def load_from_pretrained(spec: ComponentSpec, component_class: type, _options: LoadOptions) -> Loaded:
     """Load a component without weights (tokenizer, scheduler, processor) by its own `from_pretrained`."""
+    files = tuple(sorted(file for file in spec.folder.iterdir() if file.is_file()))
+    if not files:
+        raise ComponentError(f"{spec.folder}: component {spec.name!r} has no files: fetch this folder")
+    _require_vocabulary(spec, component_class)
     with construction():
         component = component_class.from_pretrained(spec.folder)  # type: ignore[attr-defined] # generic checks it
-    return Loaded(component, tuple(sorted(file for file in spec.folder.iterdir() if file.is_file())))
+    return Loaded(component, files)
 
 
 def load_generic(spec: ComponentSpec, component_class: type, options: LoadOptions) -> Loaded:
@@ -164,6 +168,18 @@ def load_generic(spec: ComponentSpec, component_class: type, options: LoadOption
             "register a loader for its name (lading.loading.register_loader)"
         )
     return load_from_pretrained(spec, component_class, options)
+
+
+def _require_vocabulary(spec: ComponentSpec, component_class: type) -> None:
+    """Refuse a tokenizer without a vocabulary: transformers makes one of no words, which turns any text to nothing."""
+    names = getattr(component_class, "vocab_files_names", None)
+    if not names:
+        return
+    known = {*names.values(), "tokenizer.json"} - {"tokenizer_config.json"}
+    if not any((spec.folder / name).is_file() for name in known):
+        raise ComponentError(
+            f"{spec.folder}: component {spec.name!r} has no vocabulary: fetch one of {', '.join(sorted(known))}"
+        )
 
 
 def _load_quantized(spec: ComponentSpec, model_class: type, options: LoadOptions) -> Loaded:

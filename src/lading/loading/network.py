@@ -125,7 +125,7 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: st
         and not (optional and optional.search(name) and not own[name].is_meta)
     ]
     unexpected = [name for name in tensors if name in given and name not in own]
-    chosen = {name: tensors[name] for name in tensors if name in own} if not (missing or unexpected) else {}
+    chosen = {name: tensor for name, tensor in tensors.items() if name in own}
     shapes = {name: (tuple(own[name].shape), tuple(tensor.shape)) for name, tensor in chosen.items()}
     require_exact(
         type(model).__name__,
@@ -142,7 +142,12 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: st
     incompatible = model.load_state_dict(chosen, strict=False, assign=True)
     assert not incompatible.unexpected_keys
     _tie(model, twins)
-    _require_no_meta(model, source)
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta and name not in chosen]
+    if empty:
+        raise CheckpointError(
+            f"{source}: {type(model).__name__} computes {', '.join(empty)} from its parameters, which are not there "
+            "while it is built: construct it normally and use load_state_dict"
+        )
 
 
 def require_exact(
@@ -159,15 +164,12 @@ def require_exact(
     """
     if not (missing or unexpected or mis_shaped):
         return
-    lines = [f"{source}: the tensors do not match {model}: check that class, config and checkpoint belong together"]
-    if missing:
-        lines.append(f"  missing ({len(missing)}): {', '.join(sorted(missing))}")
-    if unexpected:
-        lines.append(f"  unexpected ({len(unexpected)}): {', '.join(sorted(unexpected))}")
-    if mis_shaped:
-        shapes = ", ".join(f"{name} is {found}, expected {wanted}" for name, wanted, found in sorted(mis_shaped))
-        lines.append(f"  mis-shaped ({len(mis_shaped)}): {shapes}")
-    raise CheckpointError("\n".join(lines))
+    shapes = [f"{name} is {found}, expected {wanted}" for name, wanted, found in mis_shaped]
+    lists = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
+    faults = "; ".join(f"{what} ({len(names)}): {', '.join(sorted(names))}" for what, names in lists if names)
+    raise CheckpointError(
+        f"{source}: the tensors do not match {model}: {faults}: check that class, config and checkpoint belong together"
+    )
 
 
 def _has_base(model_class: type, module: str, name: str) -> bool:
@@ -198,13 +200,3 @@ def _tie(model: torch.nn.Module, twins: Mapping[str, tuple[str, ...]]) -> None:
                     f"{type(model).__name__}: {first} and {other} are one parameter, the checkpoint holds two values"
                 )
             setattr(model.get_submodule(path), name, parameter)
-
-
-def _require_no_meta(model: torch.nn.Module, source: str) -> None:
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    empty = [name for name, tensor in tensors if tensor.is_meta]
-    if empty:
-        raise CheckpointError(
-            f"{source}: {type(model).__name__} computes {', '.join(empty)} from its parameters, which are not there "
-            "while it is built: construct it normally and use load_state_dict"
-        )

@@ -23,7 +23,7 @@ class LoadRecord:
         nbytes: the bytes that these take.
         dtype: of most of these bytes; None without weights.
         device: where they are; None without weights.
-        milliseconds: from its turn to the finished object, waiting for other components left out.
+        milliseconds: from its start to the finished object, beside whatever loads at the same time.
     """
 
     name: str

@@ -1,0 +1,1 @@
+"""Measurements; each module prints the table that `docs/benchmarks.md` keeps."""

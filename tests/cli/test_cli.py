@@ -1,0 +1,191 @@
+"""The command line: what it prints, what it exits with, and what it never does."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import save_file
+
+from lading import hash_model_file, load_pipeline, shipped_model
+from lading.cli import main
+
+COMPONENTS = ["scheduler", "text_encoder", "tokenizer", "unet", "vae"]
+PROMPT = "a red circle on a white background"
+
+
+def pixels(file: Path) -> Any:
+    return np.asarray(Image.open(file))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """What `lading generate` writes, as a stranger runs it: picture, stdout, stderr."""
+    out = tmp_path_factory.mktemp("drawn") / "circle.png"
+    run = subprocess.run(
+        [sys.executable, "-m", "lading", "generate", PROMPT, "--device", "cpu", "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return out, run.stdout, run.stderr
+
+
+def test_generate_prints_the_loading_path_the_latent_and_the_place_of_the_picture(
+    drawn: tuple[Path, str, str],
+) -> None:
+    out, stdout, stderr = drawn
+    lines = stdout.splitlines()
+    assert lines[0].split()[:3] == ["component", "loader", "class"]
+    assert [line.split()[0] for line in lines[1:6]] == COMPONENTS
+    assert "latent  batch 1  channels 4  height 8  width 8" in lines
+    assert lines[-1].startswith(f"{out}  seed 0  ")
+    assert stderr == "", "in a pipe there is no bar, and no library chatters"
+    assert Image.open(out).size == (64, 64)
+
+
+def test_the_picture_is_diffusers_own_bit_for_bit(drawn: tuple[Path, str, str]) -> None:
+    theirs = StableDiffusionPipeline.from_pretrained(shipped_model())
+    theirs.set_progress_bar_config(disable=True)
+    image = theirs(PROMPT, generator=torch.Generator().manual_seed(0)).images[0]
+    assert np.array_equal(pixels(drawn[0]), np.asarray(image))
+
+
+def test_same_seed_same_picture_other_seed_other_picture(tmp_path: Path) -> None:
+    def draw(name: str, seed: str) -> Any:
+        out = tmp_path / name
+        options = ["--seed", seed, "--steps", "3", "--device", "cpu", "--out", str(out)]
+        assert main(["generate", PROMPT, *options]) == 0
+        return pixels(out)
+
+    assert np.array_equal(draw("a.png", "1"), draw("b.png", "1"))
+    assert not np.array_equal(draw("c.png", "1"), draw("d.png", "2"))
+
+
+def test_options_reach_the_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "picture.webp"
+    options = {"steps": 2, "guidance-scale": 2.5, "height": 128, "width": 64, "negative-prompt": "blue", "seed": 5}
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    assert main(["generate", PROMPT, *flags, "--dtype", "float32", "--device", "cpu", "--json", "--out", str(out)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["latent"] == {"batch": 1, "channels": 4, "height": 16, "width": 8}
+    assert result["seed"] == 5
+    assert [record["name"] for record in result["components"]] == COMPONENTS
+    pipeline = load_pipeline("shapes")
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline(
+        PROMPT,
+        negative_prompt="blue",
+        num_inference_steps=2,
+        guidance_scale=2.5,
+        height=128,
+        width=64,
+        generator=torch.Generator().manual_seed(5),
+    ).images[0]
+    image.save(tmp_path / "expected.webp")
+    assert np.array_equal(pixels(out), pixels(tmp_path / "expected.webp"))
+
+
+def test_a_terminal_shows_a_bar_over_the_steps(tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lading", "generate", PROMPT, "--steps", "4", "--out", str(tmp_path / "a.png")],
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(controller, 4096)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    assert process.wait() == 0
+    assert b"drawing" in shown
+    assert b"4/4" in shown
+
+
+BAD_REQUESTS: dict[str, tuple[list[str], str]] = {
+    "no such model": (["--model", "/nowhere"], "no such folder"),
+    "a height that does not divide": (["--height", "65"], "use 64 or 72"),
+    "no such folder for the picture": (["--out", "/nowhere/a.png"], "no folder /nowhere"),
+    "no such format": (["--out", "a.safetensors"], "use .png"),
+    "no such dtype": (["--dtype", "float7"], "no dtype 'float7'"),
+    "no such variant": (["--variant", "fp8"], "variant 'fp8'"),
+    "frames of a picture": (["--num-frames", "5"], "takes no num_frames"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_a_bad_request_is_one_line_on_stderr_and_status_1(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options, reason = BAD_REQUESTS[name]
+    assert main(["generate", PROMPT, "--device", "cpu", *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("lading: ")
+    assert reason in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate"]) == 2
+    assert main(["hash"]) == 2
+    assert main(["fly"]) == 2
+    assert main(["generate", PROMPT, "--steps", "0"]) == 2
+
+
+def test_a_traceback_only_with_debug(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lading import CheckpointError
+
+    assert main(["hash", str(tmp_path / "absent")]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(CheckpointError):
+        main(["--debug", "hash", str(tmp_path / "absent")])
+
+
+def test_hash_prints_one_md5_for_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    save_file({"a": torch.ones(1)}, one)
+    save_file({"b": torch.ones(2)}, two)
+    assert main(["hash", str(one), str(two)]) == 0
+    assert capsys.readouterr().out == f"{hash_model_file([one, two])}\n"
+
+
+def test_inspect_shows_the_header_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    vae = shipped_model() / "vae"
+    assert main(["inspect", str(vae), "--tensors"]) == 0
+    shown = capsys.readouterr().out
+    for text in (hash_model_file(vae), "float16", "diffusion_pytorch_model.safetensors", "decoder.conv_in.bias"):
+        assert text in shown
+
+
+def test_inspect_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    vae = shipped_model() / "vae"
+    assert main(["inspect", "--json", str(vae)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {"hash", "tensors", "nbytes", "dtypes", "candidates", "problems"} <= facts.keys()
+    assert facts["hash"] == hash_model_file(vae)
+    assert facts["dtypes"] == {"float16": facts["tensors"]}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["inspect", str(shipped_model() / "vae")]])
+def test_help_and_inspect_import_no_torch(arguments: list[str]) -> None:
+    program = "import sys; from lading.cli import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, stdout=subprocess.DEVNULL)
