@@ -115,7 +115,7 @@ def _fetch(model_id: str, components: Iterable[str] | None, revision: str | None
             return Path(snapshot_download(model_id, revision=revision, local_files_only=True))
         info = HfApi().model_info(model_id, revision=revision)
         files = wanted_files([sibling.rfilename for sibling in info.siblings or ()], components, variant)
-        return Path(snapshot_download(model_id, revision=info.sha, allow_patterns=files))
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=files))
     except GatedRepoError:
         raise failed("the model is gated: accept its terms on the hub and log in (`hf auth login`)") from None
     except RevisionNotFoundError:
@@ -126,5 +126,5 @@ def _fetch(model_id: str, components: Iterable[str] | None, revision: str | None
         raise failed("not in the local cache, and the hub may not be asked: go online once to fetch it") from None
     except HfHubHTTPError as error:
         raise failed(f"the hub answered {error}") from None
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - the hub's client lets its transport's own errors through
         raise failed(f"the hub cannot be reached ({error}): check the network, or give a local folder") from None

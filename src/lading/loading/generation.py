@@ -81,7 +81,7 @@ def draw(pipeline: Any, request: Request, on_step: Callable[[int, int], None] | 
     if on_step is not None and "callback_on_step_end" in takes:
 
         def report(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            on_step(step + 1, pipeline.num_timesteps)
+            on_step(step + 1, len(pipeline.scheduler.timesteps))
             return tensors
 
         asked["callback_on_step_end"] = report

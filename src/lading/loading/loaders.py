@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lading.checkpoint.files import find_in_folder
+from lading.checkpoint.reader import named_dtype
 from lading.errors import ComponentError
 from lading.loading.model import load_model, read_config
 from lading.loading.network import construction, is_diffusers_model, is_transformers_model
@@ -184,10 +185,10 @@ def _require_vocabulary(spec: ComponentSpec, component_class: type) -> None:
 
 def _load_quantized(spec: ComponentSpec, model_class: type, options: LoadOptions) -> Loaded:
     """Quantised weights belong to the library's quantizers: the class loads itself."""
-    name = "dtype" if is_transformers_model(model_class) else "torch_dtype"
+    dtype = None if options.torch_dtype is None else named_dtype(options.torch_dtype)
     with construction():
         model = model_class.from_pretrained(  # type: ignore[attr-defined] # both libraries' networks have it
-            spec.folder, variant=options.variant, **({name: options.torch_dtype} if options.torch_dtype else {})
+            spec.folder, variant=options.variant, dtype=dtype
         )
     model = model.to(options.device) if options.device is not None else model
     return Loaded(model, tuple(sorted(file for file in spec.folder.iterdir() if file.is_file())))

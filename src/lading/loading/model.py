@@ -64,6 +64,7 @@ def load_model(
     """
     dtype = None if torch_dtype is None else named_dtype(torch_dtype)
     device = torch.device(device)
+    path = path if isinstance(path, (str, os.PathLike)) else list(path)
     checkpoint = open_checkpoint(path)
     source = ", ".join(str(file) for file in checkpoint.files)
     config = _find_config(model_class, config, checkpoint)
@@ -76,9 +77,10 @@ def load_model(
     if is_diffusers_model(model_class):
         tensors = _with_current_names(model, tensors)
     kept = kept_in_float32(model_class, dtype)
-    placed = {
-        name: cast_tensor(tensor, torch.float32 if kept(name) else dtype, device) for name, tensor in tensors.items()
-    }
+    placed = {}
+    for name in list(tensors):
+        tensor = tensors.pop(name) if isinstance(tensors, dict) else tensors[name]  # a cast frees what it has read
+        placed[name] = cast_tensor(tensor, torch.float32 if kept(name) else dtype, device)
     fill(model, placed, source)
     if not is_diffusers_model(model_class):
         for buffer in model.buffers():
