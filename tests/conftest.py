@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
-HeaderWriter = Callable[..., Path]
+settings.register_profile("lading", deadline=None, derandomize=True)
+settings.load_profile("lading")
 
 
 def header_bytes(entries: dict[str, Any]) -> bytes:

@@ -140,7 +140,9 @@ def test_a_pipeline_folder_says_that_a_component_is_to_be_named(tmp_path: Path) 
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["absent.safetensors", "absent-*.safetensors", "absent/model.safetensors", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["absent.safetensors", "absent-*.safetensors", "absent/model.safetensors", "a\0b", "a" * 5000]
+)
 def test_a_path_to_nothing_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "present.txt").write_text("")
     with pytest.raises(CheckpointError):

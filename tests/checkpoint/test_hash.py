@@ -57,7 +57,7 @@ def test_shards_hash_as_the_merged_file(tmp_path: Path, layouts: dict[str, Any])
     assert hash_model_file(str(tmp_path / "model-*.safetensors")) == layout["hash"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.dictionaries(
         st.text("abc.", min_size=1, max_size=6).filter(lambda name: ".." not in name),

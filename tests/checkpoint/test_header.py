@@ -45,7 +45,7 @@ def tensor(start: int, end: int, shape: list[int] | None = None, dtype: str = "F
     return {"dtype": dtype, "shape": [(end - start) // 4] if shape is None else shape, "data_offsets": [start, end]}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_characters="\0/\\.", exclude_categories=["Cs"]), min_size=1, max_size=12),
@@ -184,7 +184,7 @@ def test_ten_thousand_mutated_headers_raise_nothing_but_checkpoint_errors() -> N
     assert refused > 9_000
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=400))
 def test_any_bytes_raise_nothing_but_checkpoint_errors(
     tmp_path_factory: pytest.TempPathFactory, content: bytes

@@ -77,7 +77,7 @@ def test_inventory_and_lazy_reading_agree_with_torch(tmp_path: Path, save: Calla
         assert equal(loaded[name], tensor), name
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_tensors_of_any_strides_read_right(
     tmp_path_factory: pytest.TempPathFactory, shape: list[int], choose: Any

@@ -11,7 +11,7 @@ from lading import ShapeError, load_pipeline
 from lading.latents import LatentShape, latent_shape_of
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6))
 def test_the_shape_is_the_one_that_the_pipeline_allocates(batch: int, rows: int, columns: int) -> None:
     pipeline = load_pipeline("shapes")

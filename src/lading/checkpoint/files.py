@@ -64,6 +64,13 @@ def find_files(path: CheckpointPath) -> FileList:
     text = os.fspath(path)
     if "\0" in text:
         raise CheckpointError(f"{text!r} is not a path: it holds a NUL character")
+    try:
+        return _find_one(text)
+    except OSError as error:
+        raise CheckpointError(f"{text}: cannot be read: {error.strerror}") from None
+
+
+def _find_one(text: str) -> FileList:
     place = Path(text)
     if place.is_dir():
         return find_in_folder(place)
