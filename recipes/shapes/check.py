@@ -25,7 +25,7 @@ _HUES = {
 }
 """Bands of hue in degrees; the first one passes through zero."""
 
-_LARGE_FROM = 29
+_LARGE_FROM = 34
 """Pixels of the longer side of a bounding box from which a shape counts as large, in a picture of 64."""
 
 Pixels = npt.NDArray[np.uint8]

@@ -33,7 +33,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "beige": (224, 206, 172),
     "navy": (18, 24, 80),
 }
-RADII: dict[str, tuple[float, float]] = {"small": (10.0, 12.0), "large": (20.0, 24.0)}
+RADII: dict[str, tuple[float, float]] = {"small": (13.0, 15.0), "large": (22.0, 25.0)}
 """Half of a shape's extent in pixels: the smallest and the largest that each size word stands for."""
 
 HELD_OUT_TRIPLES = 67

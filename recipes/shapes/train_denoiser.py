@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 STEPS = 3600
 BATCH = 64
-PICTURES = 20_000
+PICTURES = 16_000
 LEARNING_RATE = 1.2e-3
 WITHOUT_PROMPT = 0.1
 WITHOUT_SIZE = 1 / 3

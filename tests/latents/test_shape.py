@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +14,15 @@ from lading import ShapeError, load_pipeline
 from lading.latents import LatentShape, latent_shape_of
 
 
+@cache
+def shapes() -> Any:
+    return load_pipeline("shapes")
+
+
 @settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6))
 def test_the_shape_is_the_one_that_the_pipeline_allocates(batch: int, rows: int, columns: int) -> None:
-    pipeline = load_pipeline("shapes")
+    pipeline = shapes()
     shape = latent_shape_of(pipeline.unet.config, pipeline.vae.config, batch, 8 * rows, 8 * columns)
     latents = pipeline.prepare_latents(
         batch, pipeline.unet.config.in_channels, 8 * rows, 8 * columns, torch.float16, "cpu", torch.Generator()

@@ -55,6 +55,9 @@ class Components(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._components)
 
+    def __repr__(self) -> str:
+        return f"Components({', '.join(self._components)})"
+
     def __str__(self) -> str:
         return format_records(self.records)
 
