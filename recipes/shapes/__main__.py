@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+
 from recipes.shapes.evaluate import evaluate
 from recipes.shapes.export import export
 from recipes.shapes.tokenizer import build_tokenizer

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+
 from recipes.shapes.check import Sight, look
 from recipes.shapes.pictures import Caption, evaluation_captions
 

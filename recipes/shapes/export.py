@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from recipes.shapes.train_denoiser import build_scheduler
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from recipes.shapes.train_denoiser import build_scheduler
 
 
 def export(parts: Path, tokenizer: CLIPTokenizer, folder: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from recipes.shapes.pictures import BACKGROUNDS, COLOURS, RADII, SHAPES
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from recipes.shapes.pictures import BACKGROUNDS, COLOURS, RADII, SHAPES
 
 MAX_LENGTH = 32
 WORDS = ("a", "an", "on", "background", *RADII, *COLOURS, *SHAPES, *BACKGROUNDS)

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
 from recipes.shapes.pictures import Caption, draw_random, split_triples
 from recipes.shapes.tokenizer import MAX_LENGTH
 from recipes.shapes.train_vae import encode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 STEPS = 3600
 BATCH = 64

@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+
+from lading import load_pipeline, shipped_model
 from recipes.shapes import check
 from recipes.shapes.check import UNKNOWN, Sight, look
 from recipes.shapes.pictures import (
@@ -23,9 +26,6 @@ from recipes.shapes.pictures import (
     split_triples,
 )
 from recipes.shapes.tokenizer import WORDS, build_tokenizer
-from safetensors import safe_open
-
-from lading import load_pipeline, shipped_model
 
 SEED = 0
 

@@ -121,24 +121,7 @@ def load_components(
     >>> parts.vae.dtype, len(parts)
     (torch.float16, 2)
     """
-    everywhere = revision if isinstance(revision, str) or revision is None else revision.get("default")
-    wanted = None if names is None else list(dict.fromkeys(names))
-    common_variant = variant if isinstance(variant, str) else None
-    folder = model_folder(model, wanted, everywhere, common_variant)
-    wanted = wanted if wanted is not None else list(read_model_index(folder))
-    _require_known(wanted, {"torch_dtype": torch_dtype, "device": device, "revision": revision, "variant": variant})
-    jobs = []
-    for name in wanted:
-        own_revision = _for_component(revision, name)
-        home = folder if own_revision == everywhere else model_folder(model, [name], own_revision, common_variant)
-        spec = _spec(home, name)
-        own_variant = _for_component(variant, name)
-        if common_variant is not None and not _has_variant(spec.folder, common_variant):
-            own_variant = None
-        options = LoadOptions(_for_component(torch_dtype, name), _for_component(device, name), own_variant)
-        jobs.append((spec, options))
-    if common_variant is not None and jobs and all(options.variant is None for _, options in jobs):
-        raise ComponentError(f"{folder}: no component has weights of variant {common_variant!r}: leave it out")
+    jobs = _jobs(model, names, {"torch_dtype": torch_dtype, "device": device, "revision": revision, "variant": variant})
     for spec, _ in jobs:
         resolve_class(spec)  # imports happen one after another; threads would wait for each other's
     loaded: list[tuple[Any, LoadRecord]] = []
@@ -169,6 +152,28 @@ def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
         if value[0] is not None and value[1] is not None:
             components[name] = (value[0], value[1])
     return components
+
+
+def _jobs(
+    model: str | os.PathLike[str], names: Iterable[str] | None, options: Mapping[str, Any]
+) -> list[tuple[ComponentSpec, LoadOptions]]:
+    """Find each component's files, and pick its own out of options that are one for all or a mapping."""
+    revision, variant = options["revision"], options["variant"]
+    usual = (_for_component(revision, "default"), _for_component(variant, "default"))
+    wanted = None if names is None else list(dict.fromkeys(names))
+    folder = model_folder(model, wanted, *usual)
+    wanted = wanted if wanted is not None else list(read_model_index(folder))
+    _require_known(wanted, options)
+    jobs = []
+    for name in wanted:
+        own = (_for_component(revision, name), _for_component(variant, name))
+        spec = _spec(folder if own == usual else model_folder(model, [name], *own), name)
+        chosen = own[1] if isinstance(variant, Mapping) or _has_variant(spec.folder, own[1]) else None
+        dtype, device = (_for_component(options[option], name) for option in ("torch_dtype", "device"))
+        jobs.append((spec, LoadOptions(dtype, device, chosen)))
+    if isinstance(variant, str) and jobs and all(job.variant is None for _, job in jobs):
+        raise ComponentError(f"{folder}: no component has weights of variant {variant!r}: leave it out")
+    return jobs
 
 
 def _spec(folder: Path, name: str) -> ComponentSpec:
@@ -220,7 +225,7 @@ def _load(spec: ComponentSpec, options: LoadOptions) -> tuple[Any, LoadRecord]:
         loaded = loader(spec, resolve_class(spec), options)
     except LadingError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:
         raise ComponentError(
             f"{spec.folder}: component {spec.name!r} ({spec.class_name}) cannot be loaded: {error}"
         ) from error
@@ -259,5 +264,7 @@ def _require_known(names: Iterable[str], options: Mapping[str, object]) -> None:
             raise ComponentError(f"{option} names {', '.join(map(repr, strange))}: loaded are {', '.join(names)}")
 
 
-def _has_variant(folder: Path, variant: str) -> bool:
-    return any(f".{variant}." in file.name or f".{variant}-" in file.name for file in folder.iterdir())
+def _has_variant(folder: Path, variant: str | None) -> bool:
+    return variant is not None and any(
+        f".{variant}." in file.name or f".{variant}-" in file.name for file in folder.iterdir()
+    )
