@@ -121,7 +121,8 @@ def reconstruction_loss(output: torch.Tensor, pixels: torch.Tensor, stage: Stage
     figure = ((pixels - pixels[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.1).float()
     inside = (error * figure).sum((1, 2, 3)) / (3 * figure.sum((1, 2, 3)))
     edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
-    return error.mean() + stage.figure_weight * inside.mean() + stage.edge_weight * edges
+    loss: torch.Tensor = error.mean() + stage.figure_weight * inside.mean() + stage.edge_weight * edges
+    return loss
 
 
 def optimize(

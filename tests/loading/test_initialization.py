@@ -18,6 +18,9 @@ from lading.loading.network import build_empty
 class Net(nn.Module):
     """Computes a buffer, ties two parameters, and tags one with an attribute."""
 
+    frequencies: torch.Tensor
+    mask: torch.Tensor
+
     def __init__(self, width: int = 4) -> None:
         super().__init__()
         self.embedding = nn.Embedding(8, width)
