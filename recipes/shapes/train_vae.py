@@ -95,8 +95,8 @@ def run_stage(vae: AutoencoderKL, stage: Stage, pictures: Pictures, seed: int) -
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
             output = vae.decode(posterior.sample()).sample
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        return reconstruction_loss(output.float(), pixels, stage) + KL_WEIGHT * kl
+        kl: torch.Tensor = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float())
+        return reconstruction_loss(output.float(), pixels, stage) + KL_WEIGHT * kl.mean()
 
     optimize(list(vae.parameters()), loss, stage, seed)
 
