@@ -101,6 +101,7 @@ def _fetch(model_id: str, components: Iterable[str] | None, revision: str | None
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        IncompleteSnapshotError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -116,6 +117,8 @@ def _fetch(model_id: str, components: Iterable[str] | None, revision: str | None
         info = HfApi().model_info(model_id, revision=revision)
         files = wanted_files([sibling.rfilename for sibling in info.siblings or ()], components, variant)
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=files))
+    except IncompleteSnapshotError as error:
+        return Path(error.snapshot_path)  # offline, with some components fetched before; the others say what they miss
     except GatedRepoError:
         raise failed("the model is gated: accept its terms on the hub and log in (`hf auth login`)") from None
     except RevisionNotFoundError:

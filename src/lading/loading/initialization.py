@@ -24,7 +24,7 @@ def skip_model_initialization(device: str | torch.device = "meta") -> Iterator[N
 
     >>> import torch, lading
     >>> with lading.skip_model_initialization():
-    ...     network = torch.nn.Linear(100_000, 100_000)
+    ...     network = torch.nn.Linear(20_000, 20_000)
     >>> network.weight.is_meta
     True
     """
