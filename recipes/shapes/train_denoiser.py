@@ -15,7 +15,7 @@ from recipes.shapes.pictures import Caption, draw_random, split_triples
 from recipes.shapes.tokenizer import MAX_LENGTH
 from recipes.shapes.train_vae import encode
 
-STEPS = 3600
+STEPS = 6000
 BATCH = 64
 PICTURES = 16_000
 LEARNING_RATE = 1.2e-3
