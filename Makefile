@@ -21,7 +21,7 @@ bench: .venv/developer  ## measure; tables go to docs/benchmarks.md
 	$(BIN)/python -m bench
 
 docs: .venv/documented  ## build the site into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 recipe: .venv/installed  ## train the model that ships here again
 	$(BIN)/python -m recipes.shapes
