@@ -7,7 +7,7 @@ OUT ?= circle.png
 .PHONY: demo test check bench docs wheel recipe clean
 
 demo: .venv/installed  ## draw a picture with the model that ships here
-	$(BIN)/lading generate "a red circle on a white background" --out $(OUT)
+	$(BIN)/lading generate "a red circle on a white background" --guidance-scale 3 --steps 25 --out $(OUT)
 
 test: check  ## lint, types and all tests
 	$(BIN)/python -m pytest
