@@ -10,7 +10,7 @@ from lading.checkpoint.files import CheckpointPath
 from lading.checkpoint.header import FileInventory, TensorInfo
 from lading.checkpoint.inventory import Checkpoint, open_checkpoint
 from lading.checkpoint.reader import FileReader, cast_tensor, named_dtype, reading_way
-from lading.checkpoint.torch_file import WRAPPERS
+from lading.checkpoint.torch_file import unwrap
 from lading.errors import CheckpointError, LadingError
 
 if TYPE_CHECKING:
@@ -86,9 +86,7 @@ def _torch_tensors(inventory: FileInventory) -> dict[str, torch.Tensor]:
         root = torch.load(inventory.file, map_location="cpu", weights_only=True, mmap=inventory.format == "torch zip")
     except Exception as error:  # noqa: BLE001 - torch raises what its unpickler meets
         raise CheckpointError(f"{inventory.file}: torch cannot load it as weights: {error}") from None
-    if len(root) == 1 and isinstance(inner := next(iter(root.values())), Mapping) and next(iter(root)) in WRAPPERS:
-        root = inner
-    return dict(_flat(root, ""))
+    return dict(_flat(unwrap(root), ""))
 
 
 def _flat(root: Mapping[Any, Any], prefix: str) -> list[tuple[str, torch.Tensor]]:

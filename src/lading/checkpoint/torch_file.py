@@ -88,14 +88,12 @@ def read_torch_inventory(file: Path) -> FileInventory:
             raise CheckpointError(
                 f"{file}: {error}: it was not run. Load the file where you trust it, and save its tensors alone"
             ) from None
-        except CheckpointError:
-            raise
         except Exception as error:  # noqa: BLE001 - a damaged pickle can fail in any way
             raise CheckpointError(f"{file}: not a readable torch file ({error or type(error).__name__})") from None
     if not isinstance(root, dict):
         what = type(root).__name__.strip("_").lower()
         raise CheckpointError(f"{file}: holds a {what}, not named tensors: save a state dict")
-    layout, tensors = _flatten(_unwrap(root), file, extents, stamp.nbytes)
+    layout, tensors = _flatten(unwrap(root), file, extents, stamp.nbytes)
     return FileInventory(file, stamp, kind, tensors, {}, layout)
 
 
@@ -255,7 +253,8 @@ def _read_legacy(stream: IO[bytes], nbytes: int) -> tuple[Any, Extents]:
     return root, extents
 
 
-def _unwrap(root: dict[Any, Any]) -> dict[Any, Any]:
+def unwrap(root: dict[Any, Any]) -> dict[Any, Any]:
+    """Return what a lone wrapper key holds, or the dict itself."""
     if len(root) == 1:
         ((name, inner),) = root.items()
         if name in WRAPPERS and isinstance(inner, dict):
