@@ -31,7 +31,7 @@ print(json.dumps({"seconds": seconds, "peak": peak}))
 WAYS = {
     "safetensors load_file": "tensors = load_file(file).values()",
     "lading.load_state_dict": "tensors = lading.load_state_dict(file).values()",
-    "lading.load_state_dict, copied": "os.environ['LADING_READ'] = 'copied'; "
+    "lading.load_state_dict, direct": "os.environ['LADING_READ'] = 'direct'; "
     "tensors = lading.load_state_dict(file).values()",
     "diffusers from_pretrained": "m = UNet2DConditionModel.from_pretrained(folder, dtype=torch.float16); "
     "tensors = [p.detach() for p in m.parameters()]",

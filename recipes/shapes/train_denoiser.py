@@ -15,7 +15,7 @@ from recipes.shapes.pictures import Caption, draw_random, split_triples
 from recipes.shapes.tokenizer import MAX_LENGTH
 from recipes.shapes.train_vae import encode
 
-STEPS = 6000
+STEPS = 4800
 BATCH = 64
 PICTURES = 16_000
 LEARNING_RATE = 1.2e-3
@@ -83,7 +83,7 @@ def train_denoiser(vae: AutoencoderKL, tokenizer: CLIPTokenizer, folder: Path, s
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     averages = [copy.deepcopy(part).eval().requires_grad_(False) for part in (unet, text_encoder)]
     averaged = [parameter for part in averages for parameter in part.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.06)
     start, losses = time.monotonic(), []
     for step in range(STEPS):

@@ -130,7 +130,7 @@ def optimize(
 ) -> None:
     """Minimise a loss of random batches of pictures for the steps of a stage."""
     generator = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, stage.learning_rate, total_steps=stage.steps, pct_start=0.08
     )

@@ -29,7 +29,7 @@ def test_names_are_known_without_reading(files: list[Path], monkeypatch: pytest.
     def refuse(*_: Any) -> None:
         raise AssertionError("data was read")
 
-    monkeypatch.setattr(FileReader, "tensor", refuse)
+    monkeypatch.setattr(FileReader, "start", refuse)
     on_disk = DiskMap(files)
     assert sorted(on_disk) == sorted(on_disk.keys()) == ["a", "b", "c"]
     assert len(on_disk) == 3

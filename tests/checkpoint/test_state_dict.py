@@ -37,7 +37,7 @@ def bits(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-@pytest.mark.parametrize("way", ["mapped", "copied"])
+@pytest.mark.parametrize("way", ["mapped", "direct", "buffered"])
 def test_tensors_equal_what_safetensors_loads(file: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LADING_READ", way)
     expected = load_file(file)
@@ -91,7 +91,7 @@ def test_float4_is_packed_in_pairs_and_float6_is_refused(tmp_path: Path) -> None
 
 def test_a_file_that_changes_after_its_header_was_read_is_an_error(file: Path) -> None:
     inventory = open_checkpoint(file).inventories[0]
-    reader = FileReader(inventory, "copied")
+    reader = FileReader(inventory)
     os.truncate(file, file.stat().st_size - 4)
     with pytest.raises(CheckpointError, match=r"shrank|changed"):
         reader.tensor(inventory.tensors["weight"])

@@ -278,7 +278,7 @@ def test_sd15_unet_allocates_no_parameter_twice_and_computes_what_diffusers_comp
         measured: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
         return measured
 
-    theirs, copied, mapped = measure("diffusers"), measure("copied"), measure("mapped")
+    theirs, copied, mapped = measure("diffusers"), measure("direct"), measure("mapped")
     assert copied["peak"] < 1.1 * nbytes
     assert mapped["anonymous"] < 0.05 * nbytes
     assert copied["output"] == mapped["output"] == theirs["output"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lading.checkpoint.files import CheckpointPath
 from lading.checkpoint.inventory import open_checkpoint
-from lading.checkpoint.reader import FileReader, cast_tensor, named_dtype
+from lading.checkpoint.reader import FileReader
 from lading.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -42,11 +42,13 @@ class DiskMap(Mapping[str, "torch.Tensor"]):
         torch_dtype: torch.dtype | str | None = None,
         state_dict_converter: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
     ) -> None:
+        from lading.checkpoint.dtypes import named_dtype
+
         self.checkpoint = open_checkpoint(path)
         self.device = device
         self.torch_dtype = None if torch_dtype is None else named_dtype(torch_dtype)
         self._readers = {
-            inventory.file: FileReader(inventory, way="copied") for inventory in self.checkpoint.inventories
+            inventory.file: FileReader(inventory, views=False) for inventory in self.checkpoint.inventories
         }
         self._sources = {name: name for name in self.checkpoint}
         if state_dict_converter is not None:
@@ -54,7 +56,7 @@ class DiskMap(Mapping[str, "torch.Tensor"]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         info = self.checkpoint[self._sources[name]]
-        return cast_tensor(self._readers[info.file].tensor(info), self.torch_dtype, self.device)
+        return self._readers[info.file].tensor(info, self.torch_dtype).to(self.device)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)

@@ -1,160 +1,198 @@
-"""Bytes of a checkpoint's files into memory, and memory as tensors.
-
-Two ways lead there. Mapped: tensors are views of the file's pages, nothing is copied, and pages load when touched.
-Copied: the bytes are read into memory that the tensors own. `LADING_READ=mapped` or `LADING_READ=copied` forces one.
-"""
+"""One file's tensors, read in the way that suits the file."""
 
 from __future__ import annotations
 
 import logging
-import mmap
 import os
-import weakref
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
-from lading.checkpoint.header import FileInventory, FileStamp, TensorInfo
-from lading.errors import CheckpointError, LadingError
+from lading import host
+from lading.checkpoint.arena import BLOCK, Arena, Scratch, block_ceiling, block_floor
+from lading.checkpoint.header import FileInventory, TensorInfo
+from lading.checkpoint.mapping import FileMapping, map_file, resident_share
+from lading.checkpoint.reading import PIECE_BYTES, Extent, OnBytes, OpenFile, Reading
+from lading.checkpoint.ways import Choice, Facts, choose_way, fits, forced_way
+from lading.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-Way: TypeAlias = Literal["mapped", "copied"]
+    from lading.checkpoint.casting import Span
+    from lading.checkpoint.dtypes import DtypeOf
 
-_CHUNK_BYTES = 1 << 30
+    Tensors: TypeAlias = dict[str, torch.Tensor]
+
+_GAP_BYTES = 64 << 10
+"""Gaps between wanted tensors that are read along, as a read of its own would cost more."""
+
 _log = logging.getLogger(__name__)
 
 
-def reading_way(default: Way = "mapped") -> Way:
-    """Return the way that `LADING_READ` forces, else the default."""
-    way = os.environ.get("LADING_READ", default)
-    if way not in get_args(Way):
-        raise LadingError(f"LADING_READ={way!r} is no way to read: use one of {', '.join(get_args(Way))}")
-    return cast("Way", way)
+class Loading:
+    """Tensors of one file under way."""
+
+    def __init__(self, reading: Reading, finish: Callable[[], Tensors]) -> None:
+        self._reading = reading
+        self._finish = finish
+
+    def wait(self) -> Tensors:
+        """Return the tensors when they are there.
+
+        Raises:
+            CheckpointError: the file has changed or cannot be read, or torch cannot do a cast.
+        """
+        self._reading.wait()
+        return self._finish()
+
+    def cancel(self) -> None:
+        """Stop, and return when nothing is read any more."""
+        self._reading.cancel()
 
 
 class FileReader:
     """Reads the tensors of one file.
 
-    The file must stay as it was when its header was read: a change is an error, at the start and after every copy.
+    The file must stay as it was when its header was read: a change is an error, at the start and after every read.
+
+    Attributes:
+        choice: the way, and why it was chosen.
     """
 
-    def __init__(self, inventory: FileInventory, way: Way = "mapped") -> None:
-        self._file = inventory.file
-        self._stamp = inventory.stamp
-        self._way = way
-        self._map: mmap.mmap | None = None
-        try:
-            self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise CheckpointError(f"{self._file}: cannot be read: {error.strerror}") from None
-        self._close = weakref.finalize(self, os.close, self._descriptor)
-        self._require_unchanged()
-        _log.debug("%s: %s, %d bytes", self._file, way, self._stamp.nbytes)
+    def __init__(self, inventory: FileInventory, views: bool = True) -> None:
+        """Open a file. The environment variable `LADING_READ` forces the way.
 
-    def tensor(self, info: TensorInfo) -> torch.Tensor:
-        """Return a tensor of this file on the CPU in the file's dtype.
+        Args:
+            views: whether tensors may be views of the file; False for tensors that are read again and again.
 
         Raises:
-            CheckpointError: the file has changed, or torch has no such dtype.
+            CheckpointError: the file cannot be opened, or has changed.
         """
-        import torch
-
-        dtype = torch_dtype_of(info)
-        shape = packed_shape(info)
-        nbytes = info.end - info.start
-        if nbytes == 0:
-            return torch.empty(shape, dtype=dtype)
-        if self._way == "mapped" and info.start % dtype.itemsize == 0:
-            flat = torch.frombuffer(self._mapping(), dtype=dtype, count=nbytes // dtype.itemsize, offset=info.start)
+        self._source = OpenFile(inventory)
+        self._mapping: FileMapping | None = None
+        forced = forced_way()
+        if forced is None:
+            stamp = inventory.stamp
+            resident = resident_share(self._source.descriptor, stamp.nbytes)
+            kind = host.file_system_of(stamp.device)
+            self.choice = choose_way(Facts(stamp.nbytes, resident, kind, host.available_memory(), views))
         else:
-            memory = torch.empty(nbytes, dtype=torch.uint8)
-            self.read_into(memory.numpy().data, info.start)
-            flat = memory.view(dtype)
-        return flat.view(shape) if info.stride is None else flat.as_strided(shape, info.stride)
+            self.choice = Choice(forced, "forced by LADING_READ")
+        if self.choice.way == "direct" and not self._source.open_direct():
+            self.choice = Choice("buffered", "no direct reads on this file system")
+        _log.debug("%s: %s", inventory.file, self.choice)
 
-    def read_into(self, memory: memoryview, offset: int) -> None:
-        """Fill memory with the file's bytes from an offset on.
+    def read(self, extents: Iterable[Extent], on_bytes: OnBytes | None = None) -> Reading:
+        """Start to read extents into memory that the caller owns; see `Reading`."""
+        return Reading(self._source.tasks(extents, on_bytes))
+
+    def tensor(self, info: TensorInfo, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return one tensor on the CPU, a floating-point one in a dtype; see `start`."""
+        return self.start({"": info}, lambda _: dtype).wait()[""]
+
+    def start(
+        self,
+        infos: Mapping[str, TensorInfo],
+        dtype_of: DtypeOf | None = None,
+        on_bytes: OnBytes | None = None,
+        scratch: Scratch | None = None,
+    ) -> Loading:
+        """Start to load tensors to the CPU.
+
+        Args:
+            infos: tensors of this file.
+            dtype_of: a tensor's name -> the dtype that it gets if it is floating-point; None casts nothing.
+            on_bytes: told of the file's bytes as they arrive, from several threads.
+            scratch: what casts read into, see `new_scratch`; one for several files keeps memory low.
 
         Raises:
-            CheckpointError: the file ends before, cannot be read, or has changed.
+            CheckpointError: torch has no such dtype, or there is no memory.
         """
-        done = 0
-        while done < len(memory):
-            try:
-                count = os.preadv(self._descriptor, [memory[done : done + _CHUNK_BYTES]], offset + done)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self._file}: reading failed at byte {offset + done}: {error.strerror}"
-                ) from None
-            if count == 0:
-                raise CheckpointError(
-                    f"{self._file}: the file shrank while it was read: load it again when it is whole"
-                )
-            done += count
-        self._require_unchanged()
+        from lading.checkpoint.casting import cast_targets, cut_spans, stored_tensor
+        from lading.checkpoint.dtypes import as_stored, cast_of, cast_tensor
+
+        dtype_of = dtype_of or as_stored
+        wanted = {name: cast_of(info, dtype_of(name)) for name, info in infos.items()}
+        cast = {name: info for name, info in infos.items() if wanted[name] and info.nbytes and info.stride is None}
+        stored = {name: info for name, info in infos.items() if name not in cast}
+        targets = cast_targets(cast, wanted)
+        memory, tasks = self._memory(stored.values(), on_bytes)
+        scratch = scratch or new_scratch()
+        tasks += [partial(self._cast, span, scratch, on_bytes) for span in cut_spans(cast, targets)]
+
+        def finish() -> Tensors:
+            loaded = {name: stored_tensor(info, memory) for name, info in stored.items()} | targets
+            return {name: cast_tensor(loaded[name], wanted[name], "cpu") for name in infos}
+
+        return Loading(Reading(tasks), finish)
 
     def close(self) -> None:
-        """Close the file; tensors that were mapped stay valid."""
-        self._close()
+        """Close the file; tensors that are views of it stay valid."""
+        self._source.close()
 
-    def _mapping(self) -> mmap.mmap:
-        if self._map is None:
-            self._require_unchanged()
-            # A private mapping: tensors are writable, the file never changes.
-            self._map = mmap.mmap(self._descriptor, self._stamp.nbytes, access=mmap.ACCESS_COPY)
-        return self._map
+    def _memory(
+        self, infos: Iterable[TensorInfo], on_bytes: OnBytes | None
+    ) -> tuple[Arena | FileMapping, list[Callable[[], None]]]:
+        """Return the memory that tensors will be views of, and the tasks that fill it."""
+        extents = list(_merge(infos))
+        if not extents:
+            return Arena(0, 0), []
+        mapping = self._mapped(extents) if self.choice.way == "mapped" else None
+        if mapping is not None:
+            if on_bytes is not None:
+                on_bytes(sum(end - start for start, end in extents))
+            return mapping, []
+        arena = Arena(extents[0][0], extents[-1][1])
+        blocks = [(block_floor(start), block_ceiling(end)) for start, end in extents]
+        wanted = [Extent(start, arena.view(start, end)) for start, end in blocks]
+        return arena, list(self._source.tasks(wanted, on_bytes))
 
-    def _require_unchanged(self) -> None:
-        if FileStamp.of(os.fstat(self._descriptor)) != self._stamp:
-            raise CheckpointError(f"{self._file}: the file changed after its header was read: load it again")
+    def _mapped(self, extents: list[tuple[int, int]]) -> FileMapping | None:
+        """Map the file and let the kernel fetch what is wanted of it; return None where that would not be safe."""
+        source = self._source
+        if self._mapping is None:
+            guarded = map_file(source.file, source.nbytes)
+            if guarded is None and fits(source.nbytes, host.available_memory()) and forced_way() is None:
+                self.choice = Choice("buffered", "it cannot be held by a lease")
+                _log.debug("%s: %s", source.file, self.choice)
+                return None
+            self._mapping = guarded or map_file(source.file, source.nbytes, guarded=False)
+            source.require_unchanged()
+        for start, end in extents:
+            os.posix_fadvise(source.descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
+        return self._mapping
 
+    def _cast(self, span: Span, scratch: Scratch, on_bytes: OnBytes | None) -> None:
+        from lading.checkpoint.casting import cast_span
 
-def torch_dtype_of(info: TensorInfo) -> torch.dtype:
-    """Return torch's dtype of a stored tensor.
-
-    Raises:
-        CheckpointError: the installed torch has no such dtype.
-    """
-    import torch
-
-    dtype = getattr(torch, info.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(
-            f"{info.file}: holds {info.dtype}, which torch {torch.__version__} has no dtype for: "
-            "use a torch that has it, or another file of this model"
-        )
-    return dtype
-
-
-def packed_shape(info: TensorInfo) -> tuple[int, ...]:
-    """Return the shape that torch gives a stored tensor: two float4 share an element along the last axis."""
-    if info.dtype != "float4_e2m1fn_x2":
-        return info.shape
-    if not info.shape or info.shape[-1] % 2:
-        raise CheckpointError(f"{info.file}: float4 of shape {info.shape} does not pack in pairs: the file is damaged")
-    return (*info.shape[:-1], info.shape[-1] // 2)
-
-
-def named_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Return a dtype given as such or by name.
-
-    Raises:
-        LadingError: no dtype has that name, or this torch lacks it.
-    """
-    import torch
-
-    from lading.sizes import dtype_name
-
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if not isinstance(dtype, str):
-        raise LadingError(f"{dtype!r} is no dtype: give a torch dtype or its name")
-    found = getattr(torch, dtype_name(dtype), None)
-    if not isinstance(found, torch.dtype):
-        raise LadingError(f"torch {torch.__version__} has no dtype {dtype!r}: use another")
-    return found
+        start, end = block_floor(span.start), block_ceiling(span.end)
+        with scratch.borrow() as arena:
+            self._source.fill(arena.view(0, end - start), start)
+            try:
+                cast_span(span, arena, start)
+            except RuntimeError as error:
+                raise CheckpointError(f"{self._source.file}: torch cannot cast its tensors: {error}") from None
+        if on_bytes is not None:
+            on_bytes(span.end - span.start)
 
 
-def cast_tensor(tensor: torch.Tensor, dtype: torch.dtype | None, device: str | torch.device) -> torch.Tensor:
-    """Return a tensor on a device, a floating-point one in a dtype; nothing is copied when nothing changes."""
-    return tensor.to(device=device, dtype=dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype)
+def new_scratch() -> Scratch:
+    """Return what casts read into: room for one span of any place in a file."""
+    return Scratch(PIECE_BYTES + 2 * BLOCK)
+
+
+def _merge(infos: Iterable[TensorInfo]) -> Iterator[tuple[int, int]]:
+    """The stretches of the file that hold these tensors, short gaps between them filled."""
+    start = end = -1
+    for info in sorted(infos, key=lambda info: info.start):
+        if info.start == info.end:
+            continue
+        if start >= 0 and info.start - end < _GAP_BYTES:
+            end = max(end, info.end)
+            continue
+        if start >= 0:
+            yield start, end
+        start, end = info.start, info.end
+    if start >= 0:
+        yield start, end

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lading.checkpoint.files import CheckpointPath
-from lading.checkpoint.header import FileInventory, TensorInfo
+from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.inventory import Checkpoint, open_checkpoint
-from lading.checkpoint.reader import FileReader, cast_tensor, named_dtype, reading_way
-from lading.checkpoint.torch_file import unwrap
-from lading.errors import CheckpointError, LadingError
+from lading.checkpoint.reader import FileReader, new_scratch
+from lading.checkpoint.reading import OnBytes
+from lading.errors import LadingError
 
 if TYPE_CHECKING:
     import torch
+
+    from lading.checkpoint.dtypes import DtypeOf
 
 
 def load_state_dict(
@@ -25,8 +26,8 @@ def load_state_dict(
 ) -> dict[str, torch.Tensor]:
     """Load a checkpoint's tensors by name.
 
-    On the CPU and without a cast, tensors of safetensors files are views of the file: loading takes no memory until
-    they are touched, and writing to them never reaches the file.
+    What is in the page cache is mapped: loading takes no memory, and writing to a tensor never reaches the file. What
+    is not is read by several threads past the page cache; a cast happens while the rest is read.
 
     Args:
         path: a file, a list of files merged in order, a folder, a glob or an `index.json`.
@@ -42,60 +43,44 @@ def load_state_dict(
     >>> state_dict["decoder.conv_out.bias"].dtype, state_dict["decoder.conv_out.bias"].shape
     (torch.float32, torch.Size([3]))
     """
-    checkpoint = open_checkpoint(path)
-    return read_state_dict(checkpoint, None if torch_dtype is None else named_dtype(torch_dtype), device, pin_memory)
+    from lading.checkpoint.dtypes import named_dtype
+
+    dtype = None if torch_dtype is None else named_dtype(torch_dtype)
+    return read_state_dict(open_checkpoint(path), lambda _: dtype, device, pin_memory)
 
 
 def read_state_dict(
     checkpoint: Checkpoint,
-    dtype: torch.dtype | None = None,
+    dtype_of: DtypeOf | None = None,
     device: str | torch.device = "cpu",
     pin_memory: bool = False,
+    on_bytes: OnBytes | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Load the tensors of an open checkpoint; see `load_state_dict`."""
+    """Load the tensors of an open checkpoint; see `load_state_dict`.
+
+    Args:
+        dtype_of: a tensor's name -> the dtype that it gets if it is floating-point; None keeps the stored one.
+        on_bytes: told of bytes as they arrive, from several threads.
+    """
     import torch
 
     if pin_memory and not torch.accelerator.is_available():
         raise LadingError("pin_memory=True needs an accelerator that torch can use: there is none here")
-    names_by_file: dict[Path, list[str]] = {}
+    by_file: dict[Path, dict[str, TensorInfo]] = {}
     for name, info in checkpoint.items():
-        names_by_file.setdefault(info.file, []).append(name)
-    state_dict: dict[str, torch.Tensor] = {}
-    for inventory in checkpoint.inventories:
-        names = names_by_file.get(inventory.file, [])
-        tensors = _file_tensors(inventory, {name: checkpoint[name] for name in names})
-        for name in names:
-            tensor = cast_tensor(tensors.pop(name), dtype, device)
-            state_dict[name] = tensor.pin_memory() if pin_memory and tensor.device.type == "cpu" else tensor
-    return {name: state_dict[name] for name in checkpoint}
-
-
-def _file_tensors(inventory: FileInventory, infos: dict[str, TensorInfo]) -> dict[str, torch.Tensor]:
-    if inventory.format == "safetensors":
-        reader = FileReader(inventory, reading_way())
-        tensors = {name: reader.tensor(info) for name, info in infos.items()}
-        reader.close()
-        return tensors
-    return _torch_tensors(inventory)
-
-
-def _torch_tensors(inventory: FileInventory) -> dict[str, torch.Tensor]:
-    import torch
-
+        by_file.setdefault(info.file, {})[name] = info
+    scratch, loadings = new_scratch(), []
+    tensors: dict[str, torch.Tensor] = {}
     try:
-        root = torch.load(inventory.file, map_location="cpu", weights_only=True, mmap=inventory.format == "torch zip")
-    except Exception as error:  # noqa: BLE001 - torch raises what its unpickler meets
-        raise CheckpointError(f"{inventory.file}: torch cannot load it as weights: {error}") from None
-    return dict(_flat(unwrap(root), ""))
-
-
-def _flat(root: Mapping[Any, Any], prefix: str) -> list[tuple[str, torch.Tensor]]:
-    import torch
-
-    items: list[tuple[str, torch.Tensor]] = []
-    for name, value in root.items():
-        if isinstance(name, str) and isinstance(value, torch.Tensor):
-            items.append((prefix + name, value))
-        elif isinstance(name, str) and isinstance(value, Mapping):
-            items += _flat(value, f"{prefix}{name}.")
-    return items
+        for inventory in checkpoint.inventories:
+            reader = FileReader(inventory)
+            loadings.append(reader.start(by_file.get(inventory.file, {}), dtype_of, on_bytes, scratch))
+        for loading in loadings:
+            tensors.update(loading.wait())
+    finally:
+        for loading in loadings:
+            loading.cancel()
+    for name in checkpoint:
+        tensor = tensors.pop(name).to(device)
+        tensors[name] = tensor.pin_memory() if pin_memory and tensor.device.type == "cpu" else tensor
+    return tensors

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lading.checkpoint.dtypes import named_dtype
 from lading.checkpoint.files import find_in_folder
-from lading.checkpoint.reader import named_dtype
 from lading.errors import ComponentError
 from lading.loading.model import load_model, read_config
 from lading.loading.network import construction, is_diffusers_model, is_transformers_model

@@ -11,10 +11,11 @@ from typing import Any, TypeVar, cast
 import torch
 
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
-from lading.checkpoint.reader import cast_tensor, named_dtype
+from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype
 from lading.errors import ComponentError
 from lading.loading.network import (
     build_empty,
+    cast_by_transformers,
     construction,
     fill,
     is_diffusers_model,
@@ -23,6 +24,7 @@ from lading.loading.network import (
     require_exact,
     transformers_config,
 )
+from lading.loading.progress import loading_bar
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 StateDictConverter = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
@@ -68,7 +70,14 @@ def load_model(
     checkpoint = open_checkpoint(path)
     source = ", ".join(str(file) for file in checkpoint.files)
     config = _find_config(model_class, config, checkpoint)
-    tensors: Mapping[str, torch.Tensor] = DiskMap(path) if use_disk_map else read_state_dict(checkpoint)
+    dtype_of = _dtype_rule(model_class, config, dtype, checkpoint)
+    tensors: Mapping[str, torch.Tensor]
+    if use_disk_map:
+        tensors = DiskMap(path)
+    else:
+        computes = state_dict_converter is not None  # it gets what is stored
+        with loading_bar(model_class.__name__, checkpoint.nbytes) as on_bytes:
+            tensors = read_state_dict(checkpoint, as_stored if computes else dtype_of, on_bytes=on_bytes)
     if state_dict_converter is not None:
         tensors = state_dict_converter(tensors)
     elif is_transformers_model(model_class):
@@ -76,16 +85,26 @@ def load_model(
     model = build_empty(model_class, config, dtype if is_diffusers_model(model_class) else None)
     if is_diffusers_model(model_class):
         tensors = _with_current_names(model, tensors)
-    kept = kept_in_float32(model_class, dtype)
     placed = {}
     for name in list(tensors):
         tensor = tensors.pop(name) if isinstance(tensors, dict) else tensors[name]  # a cast frees what it has read
-        placed[name] = cast_tensor(tensor, torch.float32 if kept(name) else dtype, device)
+        placed[name] = cast_tensor(tensor, dtype_of(name), device)
     fill(model, placed, source)
     if not is_diffusers_model(model_class):
         for buffer in model.buffers():
             buffer.data = cast_tensor(buffer.data, dtype, device)
     return cast("ModelT", model.to(device).eval())
+
+
+def _dtype_rule(model_class: type, config: Any, dtype: torch.dtype | None, checkpoint: Checkpoint) -> DtypeOf:
+    """Return the dtype that each tensor of a checkpoint is read in."""
+    if is_transformers_model(model_class):
+        if dtype is None or checkpoint.dtypes.keys() <= {str(dtype).removeprefix("torch.")}:
+            return as_stored
+        stored = cast_by_transformers(model_class, config, dtype)
+        return lambda name: None if stored(name) else dtype
+    kept = kept_in_float32(model_class, dtype)
+    return lambda name: torch.float32 if kept(name) else dtype
 
 
 def _find_config(model_class: type, config: Any, checkpoint: Checkpoint) -> Any:

@@ -98,6 +98,20 @@ def kept_in_float32(model_class: type, dtype: torch.dtype | None) -> Callable[[s
     return lambda name: not kept.isdisjoint(name.split("."))
 
 
+def cast_by_transformers(model_class: type, config: Any, dtype: torch.dtype) -> Callable[[str], bool]:
+    """Return which tensors of a checkpoint transformers must see as they are stored, to keep them in float32.
+
+    Source of the rule: `_get_dtype_plan` in transformers/modeling_utils.py. Submodels add to it, so one is built.
+    """
+    model = build_empty(model_class, config, None)
+    kept: set[str] = set()
+    if dtype == torch.float16:
+        kept |= model._keep_in_fp32_modules  # type: ignore[arg-type] # PreTrainedModel's
+    if dtype in (torch.float16, torch.bfloat16):
+        kept |= model._keep_in_fp32_modules_strict  # type: ignore[arg-type] # PreTrainedModel's
+    return lambda name: any(module in name for module in kept)
+
+
 def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
     """Make tensors the parameters and buffers of a network; nothing is copied.
 

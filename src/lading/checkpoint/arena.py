@@ -1,0 +1,79 @@
+"""Memory that tensors are views of: huge pages, placed as the file places its bytes."""
+
+from __future__ import annotations
+
+import mmap
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from lading.errors import CheckpointError
+from lading.sizes import format_size
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 4096
+"""What O_DIRECT asks of offsets, lengths and addresses: a multiple of the logical block, at most this everywhere."""
+
+
+def block_floor(offset: int) -> int:
+    """Return the last block boundary at or before an offset."""
+    return offset // BLOCK * BLOCK
+
+
+def block_ceiling(offset: int) -> int:
+    """Return the first block boundary at or after an offset."""
+    return -(-offset // BLOCK) * BLOCK
+
+
+class Arena:
+    """Anonymous memory for the bytes from `start` to `end` of a file, aligned to blocks as they are in the file.
+
+    Memory is taken page by page as it is written, and given back when the arena and all tensors made of it are gone.
+
+    Raises:
+        CheckpointError: there is not that much address space.
+    """
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = block_floor(start)
+        self.nbytes = max(block_ceiling(end) - self.start, BLOCK)
+        try:
+            self._memory = mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise CheckpointError(f"no memory for {format_size(self.nbytes)} of tensors: {error.strerror}") from None
+        with suppress(OSError, AttributeError):  # a kernel built without huge pages
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+
+    def view(self, start: int, end: int) -> memoryview:
+        """Return the memory of the file's bytes from `start` to `end`."""
+        return memoryview(self._memory)[start - self.start : end - self.start]
+
+    def tensor(self, dtype: torch.dtype, start: int, end: int) -> torch.Tensor:
+        """Return the file's bytes from `start` to `end` as a flat tensor that keeps the arena alive."""
+        import torch
+
+        count = (end - start) // dtype.itemsize
+        return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=start - self.start)
+
+
+class Scratch:
+    """Arenas of one size that tasks borrow in turn; there are as many as there were borrowers at once."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes = nbytes
+        self._free: queue.SimpleQueue[Arena] = queue.SimpleQueue()
+
+    @contextmanager
+    def borrow(self) -> Iterator[Arena]:
+        """Lend an arena of the bytes from 0 on; nothing may refer to it after the block."""
+        try:
+            arena = self._free.get_nowait()
+        except queue.Empty:
+            arena = Arena(0, self._nbytes)
+        try:
+            yield arena
+        finally:
+            self._free.put(arena)
