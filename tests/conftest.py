@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
+import pty
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,24 @@ def write_sparse(file: Path, shapes: dict[str, list[int]], itemsize: int = 2, dt
         stream.write(header)
         stream.truncate(len(header) + offset)
     return file
+
+
+def run_in_terminal(command: list[str]) -> tuple[int, bytes]:
+    """Run a command whose stderr is a terminal; return its exit status and what the terminal was sent."""
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal's other end has closed
+        while chunk := os.read(controller, 4096):
+            shown += chunk
+    os.close(controller)
+    return process.wait(), shown
 
 
 @pytest.fixture(scope="session")

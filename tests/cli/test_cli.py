@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 
 from lading import hash_model_file, load_pipeline, shipped_model
 from lading.cli import main
+from tests.conftest import run_in_terminal
 
 COMPONENTS = ["scheduler", "text_encoder", "tokenizer", "unet", "vae"]
 PROMPT = "a red circle on a white background"
@@ -98,24 +97,9 @@ def test_options_reach_the_pipeline(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_terminal_shows_a_bar_over_the_steps(tmp_path: Path) -> None:
-    controller, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lading", "generate", PROMPT, "--steps", "4", "--out", str(tmp_path / "a.png")],
-        stdout=subprocess.DEVNULL,
-        stderr=terminal,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    )
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            chunk = os.read(controller, 4096)
-        except OSError:
-            break
-        if not chunk:
-            break
-        shown += chunk
-    assert process.wait() == 0
+    arguments = ["-m", "lading", "generate", PROMPT, "--steps", "4", "--out", str(tmp_path / "a.png")]
+    status, shown = run_in_terminal([sys.executable, *arguments])
+    assert status == 0
     assert b"drawing" in shown
     assert b"4/4" in shown
 

@@ -72,12 +72,6 @@ def test_components_are_reached_by_attribute_and_by_name() -> None:
         _ = parts.unet
 
 
-def test_progress_is_told_for_each_component() -> None:
-    seen: list[str] = []
-    load_components("shapes", ["vae", "scheduler"], progress=lambda record: seen.append(record.name))
-    assert seen == ["vae", "scheduler"]
-
-
 def test_a_variant_is_chosen_by_name_and_only_where_it_exists(folder: Path) -> None:
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     marked = {name: torch.zeros_like(tensor) for name, tensor in load_file(weights).items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
 
 _GAP_BYTES = 64 << 10
 """Gaps between wanted tensors that are read along, as a read of its own would cost more."""
+
+_RESIDENT = 0.95
+"""From this share in the page cache on, there is nothing to fetch for a mapping."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,14 +73,16 @@ class FileReader:
         """
         self._source = OpenFile(inventory)
         self._mapping: FileMapping | None = None
-        forced = forced_way()
-        if forced is None:
-            stamp = inventory.stamp
-            resident = resident_share(self._source.descriptor, stamp.nbytes)
-            kind = host.file_system_of(stamp.device)
-            self.choice = choose_way(Facts(stamp.nbytes, resident, kind, host.available_memory(), views))
-        else:
-            self.choice = Choice(forced, "forced by LADING_READ")
+        forced, stamp = forced_way(), inventory.stamp
+        facts = Facts(
+            stamp.nbytes,
+            resident_share(self._source.descriptor, stamp.nbytes),
+            host.file_system_of(stamp.device),
+            host.available_memory(),
+            views,
+        )
+        self.choice = choose_way(facts) if forced is None else Choice(forced, "forced by LADING_READ")
+        self._fetches = facts.resident < _RESIDENT and fits(facts.nbytes, facts.available)
         if self.choice.way == "direct" and not self._source.open_direct():
             self.choice = Choice("buffered", "no direct reads on this file system")
         _log.debug("%s: %s", inventory.file, self.choice)
@@ -138,8 +142,10 @@ class FileReader:
         extents = list(_merge(infos))
         if not extents:
             return Arena(0, 0), []
-        mapping = self._mapped(extents) if self.choice.way == "mapped" else None
+        mapping = self._mapped() if self.choice.way == "mapped" else None
         if mapping is not None:
+            if self._fetches:
+                return mapping, list(self._source.fetches(extents, on_bytes))
             if on_bytes is not None:
                 on_bytes(sum(end - start for start, end in extents))
             return mapping, []
@@ -148,8 +154,8 @@ class FileReader:
         wanted = [Extent(start, arena.view(start, end)) for start, end in blocks]
         return arena, list(self._source.tasks(wanted, on_bytes))
 
-    def _mapped(self, extents: list[tuple[int, int]]) -> FileMapping | None:
-        """Map the file and let the kernel fetch what is wanted of it; return None where that would not be safe."""
+    def _mapped(self) -> FileMapping | None:
+        """Map the file, or return None where that would not be safe."""
         source = self._source
         if self._mapping is None:
             guarded = map_file(source.file, source.nbytes)
@@ -159,8 +165,6 @@ class FileReader:
                 return None
             self._mapping = guarded or map_file(source.file, source.nbytes, guarded=False)
             source.require_unchanged()
-        for start, end in extents:
-            os.posix_fadvise(source.descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
         return self._mapping
 
     def _cast(self, span: Span, scratch: Scratch, on_bytes: OnBytes | None) -> None:

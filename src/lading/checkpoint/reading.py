@@ -23,6 +23,7 @@ from lading.errors import CheckpointError
 
 THREADS = max(4, min(16, os.cpu_count() or 1))
 PIECE_BYTES = 8 << 20
+_FETCH_BYTES = 128 << 10
 
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
@@ -129,6 +130,12 @@ class OpenFile:
         os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # it reads edges: nothing ahead of them
         return True
 
+    def fetches(self, stretches: Iterable[tuple[int, int]], on_bytes: OnBytes | None) -> Iterator[Callable[[], None]]:
+        """Requests to the kernel to bring stretches into the page cache; they do not wait for the bytes."""
+        for first, last in stretches:
+            for start in range(first, last, PIECE_BYTES):
+                yield partial(self._fetch, start, min(start + PIECE_BYTES, last), on_bytes)
+
     def fill(self, memory: memoryview, offset: int) -> None:
         """Read into memory from an offset on, in this thread; memory past the file's end stays as it is.
 
@@ -167,6 +174,11 @@ class OpenFile:
         if on_bytes is not None:
             on_bytes(min(len(memory), self.nbytes - offset))
 
+    def _fetch(self, start: int, end: int, on_bytes: OnBytes | None) -> None:
+        fetch(self.descriptor, start, end)
+        if on_bytes is not None:
+            on_bytes(end - start)
+
     def _read_once(self, memory: memoryview, offset: int, direct: bool) -> int:
         descriptor = self._direct if direct and self._direct is not None else self.descriptor
         try:
@@ -175,6 +187,12 @@ class OpenFile:
             if descriptor != self.descriptor and error.errno == errno.EINVAL:  # O_DIRECT opened, and not served
                 return self._read_once(memory, offset, direct=False)
             raise CheckpointError(f"{self.file}: reading failed at byte {offset}: {error.strerror}") from None
+
+
+def fetch(descriptor: int, start: int, end: int) -> None:
+    """Ask the kernel to bring a stretch of a file into the page cache; it reads no more than this much at once."""
+    for offset in range(start, end, _FETCH_BYTES):
+        os.posix_fadvise(descriptor, offset, min(_FETCH_BYTES, end - offset), os.POSIX_FADV_WILLNEED)
 
 
 def _pieces(extent: Extent) -> Iterator[tuple[int, int]]:

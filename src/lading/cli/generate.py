@@ -50,21 +50,14 @@ def command(
     """
     from lading.hub import model_folder
     from lading.loading.generation import Request, check_output, draw, latent_of, save_frames
-    from lading.loading.pipeline import default_device, load_pipeline
+    from lading.loading.pipeline import load_pipeline
 
     request = Request(prompt, seed, negative_prompt, height, width, num_frames, steps, guidance_scale)
     check_output(out)
     folder = model_folder(model, None, revision, variant)
     latent = latent_of(folder, request)
     start = time.perf_counter()
-    with Steps("loading", quiet=as_json) as loading:
-        pipeline = load_pipeline(
-            folder,
-            dtype,
-            device or default_device(),
-            variant=variant,
-            progress=lambda record: loading.show(record.name),
-        )
+    pipeline = load_pipeline(folder, dtype, device or "auto", variant=variant)
     loaded = time.perf_counter()
     if not as_json:
         click.echo(pipeline.lading_components)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Steps:
-    """A bar over numbered steps, or a spinner with a word while their number is unknown."""
+    """A bar over numbered steps."""
 
     def __init__(self, title: str, quiet: bool = False) -> None:
         self._progress = Progress(
@@ -22,7 +22,6 @@ class Steps:
             transient=True,
             disable=quiet or not sys.stderr.isatty(),
         )
-        self._title = title
         self._task = self._progress.add_task(title, total=None)
 
     def __enter__(self) -> Steps:
@@ -37,7 +36,3 @@ class Steps:
     def advance(self, step: int, total: int) -> None:
         """Show that `step` of `total` steps are done."""
         self._progress.update(self._task, completed=step, total=total)
-
-    def show(self, what: str) -> None:
-        """Show what was just finished."""
-        self._progress.update(self._task, description=f"{self._title} {what}", advance=1)

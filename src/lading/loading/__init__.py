@@ -1,11 +1,32 @@
 """The loading path: config names -> loaders -> components -> pipeline, visible at every step."""
 
-from lading.loading.components import Components, load_component, load_components
-from lading.loading.initialization import skip_model_initialization
-from lading.loading.loaders import ComponentSpec, Loaded, LoadOptions, register_loader
-from lading.loading.model import load_model
-from lading.loading.pipeline import load_pipeline
-from lading.loading.record import LoadRecord
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lading.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lading.loading.components import Components, load_component, load_components
+    from lading.loading.initialization import skip_model_initialization
+    from lading.loading.loaders import ComponentSpec, Loaded, LoadOptions, register_loader
+    from lading.loading.model import load_model
+    from lading.loading.pipeline import load_pipeline
+    from lading.loading.progress import show_progress
+    from lading.loading.record import LoadRecord
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "lading.loading.components": ("Components", "load_component", "load_components"),
+        "lading.loading.initialization": ("skip_model_initialization",),
+        "lading.loading.loaders": ("ComponentSpec", "LoadOptions", "Loaded", "register_loader"),
+        "lading.loading.model": ("load_model",),
+        "lading.loading.pipeline": ("load_pipeline",),
+        "lading.loading.progress": ("show_progress",),
+        "lading.loading.record": ("LoadRecord",),
+    },
+)
 
 __all__ = [
     "ComponentSpec",
@@ -18,5 +39,6 @@ __all__ = [
     "load_model",
     "load_pipeline",
     "register_loader",
+    "show_progress",
     "skip_model_initialization",
 ]

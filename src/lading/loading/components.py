@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lading.checkpoint.files import natural_key
 from lading.errors import ComponentError, LadingError
 from lading.hub import model_folder
+from lading.loading.configs import read_config, read_model_index
 from lading.loading.loaders import CONFIG_FILES, ComponentSpec, LoadOptions, find_loader, resolve_class
-from lading.loading.model import read_config
 from lading.loading.record import LoadRecord, format_records
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lading.loading")
 
 T = TypeVar("T")
-Progress = Callable[[LoadRecord], None]
 
 
 class Components(Mapping[str, Any]):
@@ -100,7 +99,6 @@ def load_components(
     device: str | torch.device | Mapping[str, str | torch.device | None] | None = None,
     revision: str | Mapping[str, str | None] | None = None,
     variant: str | Mapping[str, str | None] | None = None,
-    progress: Progress | None = None,
 ) -> Components:
     """Load several components of a pipeline, side by side.
 
@@ -110,7 +108,6 @@ def load_components(
     Args:
         model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
         names: which; None for all that `model_index.json` names.
-        progress: called with each component's record when it is there.
 
     Raises:
         ComponentError: the model has no such component, or its class or files are missing.
@@ -128,30 +125,8 @@ def load_components(
     with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1) or 1) as pool:
         for future in [pool.submit(_load, spec, options) for spec, options in jobs]:
             loaded.append(future.result())
-            if progress is not None:
-                progress(loaded[-1][1])
     records = [record for _, record in loaded]
     return Components({record.name: component for component, record in loaded}, records)
-
-
-def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
-    """Return the components that a pipeline folder names: name -> (library, class name).
-
-    Components that the file leaves empty, such as a safety checker that is not there, are left out.
-
-    Raises:
-        ComponentError: there is no `model_index.json`, or it is not valid.
-    """
-    index = read_config(folder / "model_index.json")
-    components: dict[str, tuple[str, str]] = {}
-    for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list):
-            continue
-        if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
-            raise ComponentError(f"{folder / 'model_index.json'}: component {name!r} is not [library, class]")
-        if value[0] is not None and value[1] is not None:
-            components[name] = (value[0], value[1])
-    return components
 
 
 def _jobs(

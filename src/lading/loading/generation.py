@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lading.errors import ComponentError, LadingError
 from lading.latents import LatentShape, latent_shape_of
-from lading.loading.model import read_config
+from lading.loading.configs import read_config
 
 if TYPE_CHECKING:
     from PIL.Image import Image

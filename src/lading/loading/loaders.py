@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from lading.checkpoint.dtypes import named_dtype
 from lading.checkpoint.files import find_in_folder
 from lading.errors import ComponentError
-from lading.loading.model import load_model, read_config
+from lading.loading.configs import read_config
+from lading.loading.model import load_labelled
 from lading.loading.network import construction, is_diffusers_model, is_transformers_model
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def resolve_class(spec: ComponentSpec) -> type:
 
 
 def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -> Loaded:
-    """Load a network by `load_model` from the weights in its folder."""
+    """Load a network as `load_model` does from the weights in its folder."""
     config = read_config(spec.folder / "config.json")
     dtype = options.torch_dtype
     if dtype is None:
@@ -141,7 +142,7 @@ def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -
         return _load_quantized(spec, model_class, options)
     stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else None
     files = find_in_folder(spec.folder, stem, options.variant).files
-    model: torch.nn.Module = load_model(model_class, files, config, dtype, options.device or "cpu")
+    model: torch.nn.Module = load_labelled(spec.name, model_class, files, config, dtype, options.device or "cpu")
     if is_transformers_model(model_class):
         _load_generation_config(spec, model)
     _name_origin(model, spec.folder)

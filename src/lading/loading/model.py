@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
 from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype
-from lading.errors import ComponentError
+from lading.loading.configs import read_config
 from lading.loading.network import (
     build_empty,
     cast_by_transformers,
@@ -64,6 +63,22 @@ def load_model(
     >>> vae.training, vae.dtype
     (False, torch.float32)
     """
+    return load_labelled(
+        model_class.__name__, model_class, path, config, torch_dtype, device, state_dict_converter, use_disk_map
+    )
+
+
+def load_labelled(
+    label: str,
+    model_class: type[ModelT],
+    path: CheckpointPath,
+    config: Any = None,
+    torch_dtype: torch.dtype | str | None = torch.bfloat16,
+    device: str | torch.device = "cpu",
+    state_dict_converter: StateDictConverter | None = None,
+    use_disk_map: bool = False,
+) -> ModelT:
+    """Load a network as `load_model` does, under the name that its progress bar shows."""
     dtype = None if torch_dtype is None else named_dtype(torch_dtype)
     device = torch.device(device)
     path = path if isinstance(path, (str, os.PathLike)) else list(path)
@@ -76,7 +91,7 @@ def load_model(
         tensors = DiskMap(path)
     else:
         computes = state_dict_converter is not None  # it gets what is stored
-        with loading_bar(model_class.__name__, checkpoint.nbytes) as on_bytes:
+        with loading_bar(label, checkpoint.nbytes) as on_bytes:
             tensors = read_state_dict(checkpoint, as_stored if computes else dtype_of, on_bytes=on_bytes)
     if state_dict_converter is not None:
         tensors = state_dict_converter(tensors)
@@ -114,23 +129,6 @@ def _find_config(model_class: type, config: Any, checkpoint: Checkpoint) -> Any:
     if config is None and (is_diffusers_model(model_class) or is_transformers_model(model_class)):
         beside = checkpoint.files[0].parent / "config.json"
         return read_config(beside) if beside.is_file() else None
-    return config
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """Read a JSON config.
-
-    Raises:
-        ComponentError: it is missing or not a JSON object.
-    """
-    try:
-        config = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ComponentError(f"{file}: the config cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ComponentError(f"{file}: the config is not valid JSON ({error}): fetch it again") from None
-    if not isinstance(config, dict):
-        raise ComponentError(f"{file}: the config is not a JSON object: fetch it again")
     return config
 
 

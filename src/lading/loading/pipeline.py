@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lading.errors import ComponentError
 from lading.hub import model_folder
-from lading.loading.components import Progress, load_components
-from lading.loading.model import read_config
-from lading.loading.network import construction
+from lading.loading.ahead import read_ahead
+from lading.loading.configs import read_config
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +21,6 @@ def load_pipeline(
     device: str | torch.device | Mapping[str, str | torch.device | None] | None = None,
     revision: str | None = None,
     variant: str | None = None,
-    progress: Progress | None = None,
 ) -> Any:
     """Load a whole pipeline and return the plain diffusers pipeline that `model_index.json` names.
 
@@ -32,10 +30,10 @@ def load_pipeline(
         model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
         torch_dtype: one for all networks, or a mapping from component names with a "default"; None does what each
             class's own `from_pretrained` does.
-        device: one for all, or a mapping; None leaves everything on the CPU and touches no device.
+        device: one for all, or a mapping; None leaves everything on the CPU and touches no device, "auto" is the
+            accelerator that torch finds, else the CPU.
         revision: branch, tag or commit, where the model is on a hub.
         variant: such as "fp16" for weights in "model.fp16.safetensors".
-        progress: called with each component's record when it is there.
 
     Raises:
         ComponentError: the folder is no pipeline, or a component, its class or its files are missing.
@@ -47,8 +45,14 @@ def load_pipeline(
     """
     folder = model_folder(model, None, revision, variant)
     index = read_config(folder / "model_index.json")
+    read_ahead(folder, variant)
+    from lading.loading.components import load_components  # torch and diffusers: the disk works meanwhile
+    from lading.loading.network import construction
+
     pipeline_class = _pipeline_class(index.get("_class_name"), folder)
-    components = load_components(folder, torch_dtype=torch_dtype, device=device, variant=variant, progress=progress)
+    if device == "auto":
+        device = default_device()
+    components = load_components(folder, torch_dtype=torch_dtype, device=device, variant=variant)
     with construction():
         pipeline = pipeline_class.from_pretrained(str(folder), **components)
     pipeline.lading_components = components
