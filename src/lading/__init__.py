@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lading.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lading.checkpoint import DiskMap, hash_model_file, load_state_dict, open_checkpoint
+    from lading.checkpoint import DiskMap, convert_checkpoint, hash_model_file, load_state_dict, open_checkpoint
     from lading.errors import (
         CheckpointError,
         ComponentError,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "lading.checkpoint": ("DiskMap", "hash_model_file", "load_state_dict", "open_checkpoint"),
+    "lading.checkpoint": ("DiskMap", "convert_checkpoint", "hash_model_file", "load_state_dict", "open_checkpoint"),
     "lading.errors": (
         "CheckpointError",
         "ComponentError",
@@ -66,6 +66,7 @@ __all__ = [
     "ModelConfig",
     "ShapeError",
     "__version__",
+    "convert_checkpoint",
     "hash_model_file",
     "load_component",
     "load_components",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lading.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lading.checkpoint.convert import convert_checkpoint
     from lading.checkpoint.disk_map import DiskMap
     from lading.checkpoint.files import CheckpointPath
     from lading.checkpoint.header import FileInventory, FileStamp, TensorInfo
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "lading.checkpoint.convert": ("convert_checkpoint",),
         "lading.checkpoint.disk_map": ("DiskMap",),
         "lading.checkpoint.files": ("CheckpointPath",),
         "lading.checkpoint.header": ("FileInventory", "FileStamp", "TensorInfo"),
@@ -37,6 +39,7 @@ __all__ = [
     "FileReader",
     "FileStamp",
     "TensorInfo",
+    "convert_checkpoint",
     "hash_model_file",
     "load_state_dict",
     "open_checkpoint",

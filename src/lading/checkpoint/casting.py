@@ -102,8 +102,13 @@ def cast_span(span: Span, arena: Arena, start: int) -> None:
             source = arena.tensor(torch.uint8, part.start - start, part.end - start).clone().view(part.dtype)
         else:
             source = arena.tensor(part.dtype, part.start - start, part.end - start)
-        for first in range(0, source.numel(), _SERIAL_ELEMENTS):
-            part.target[first : first + _SERIAL_ELEMENTS].copy_(source[first : first + _SERIAL_ELEMENTS])
+        copy_serially(part.target, source)
+
+
+def copy_serially(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy a flat tensor into another, with a cast, in the calling thread alone."""
+    for first in range(0, source.numel(), _SERIAL_ELEMENTS):
+        target[first : first + _SERIAL_ELEMENTS].copy_(source[first : first + _SERIAL_ELEMENTS])
 
 
 def _parts(infos: Mapping[str, TensorInfo], targets: Mapping[str, torch.Tensor]) -> Iterator[Part]:

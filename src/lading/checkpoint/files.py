@@ -49,6 +49,18 @@ def natural_key(path: str | os.PathLike[str]) -> list[tuple[int, int, str]]:
     return [(1, int(part), "") if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts]
 
 
+def stem_of(file: Path) -> str:
+    """Return the name of a checkpoint by that of one of its files, as safetensors files of it are called.
+
+    >>> stem_of(Path("diffusion_pytorch_model-00001-of-00003.fp16.safetensors")), stem_of(Path("pytorch_model.bin"))
+    ('diffusion_pytorch_model.fp16', 'model')
+    """
+    head = file.name.removesuffix(file.suffix)
+    shard = _SHARD.fullmatch(head)
+    head = shard["stem"] + shard["rest"] if shard is not None else head
+    return "model" if head == "pytorch_model" else head
+
+
 def find_files(path: CheckpointPath) -> FileList:
     """Return the files that a path stands for.
 

@@ -91,6 +91,10 @@ class FileReader:
         """Start to read extents into memory that the caller owns; see `Reading`."""
         return Reading(self._source.tasks(extents, on_bytes))
 
+    def fill(self, memory: memoryview, offset: int) -> None:
+        """Read into memory that the caller owns, in this thread; see `OpenFile.fill`."""
+        self._source.fill(memory, offset)
+
     def tensor(self, info: TensorInfo, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return one tensor on the CPU, a floating-point one in a dtype; see `start`."""
         return self.start({"": info}, lambda _: dtype).wait()[""]

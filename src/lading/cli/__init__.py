@@ -13,6 +13,7 @@ from lading import __version__
 from lading.errors import LadingError
 
 _COMMANDS = {
+    "convert": "write a checkpoint anew as safetensors",
     "generate": "draw a picture from a prompt",
     "hash": "print the md5 that names a checkpoint's set of tensors",
     "inspect": "show what a checkpoint holds",
