@@ -1,22 +1,24 @@
-"""Run every measurement, or those named: `python -m bench [loading] [commands]`."""
+"""Run every measurement, or one with its options: `python -m bench [NAME [OPTION]...]`."""
 
 from __future__ import annotations
 
 import sys
 
-from bench import commands, loading
+from bench import hashing, loading, startup
 
-MEASUREMENTS = {"loading": loading.main, "commands": commands.main}
+MEASUREMENTS = {"loading": loading.main, "startup": startup.main, "hashing": hashing.main}
 
 
 def main() -> None:
     """Run and print the tables."""
-    names = sys.argv[1:] or list(MEASUREMENTS)
-    strange = [name for name in names if name not in MEASUREMENTS]
-    if strange:
-        sys.exit(f"no measurement {', '.join(strange)}: there are {', '.join(MEASUREMENTS)}")
-    for name in names:
-        MEASUREMENTS[name]()
+    if len(sys.argv) == 1:
+        for measure in MEASUREMENTS.values():
+            measure([])
+        return
+    name, *options = sys.argv[1:]
+    if name not in MEASUREMENTS:
+        sys.exit(f"no measurement {name}: there are {', '.join(MEASUREMENTS)}")
+    MEASUREMENTS[name](options)
 
 
 if __name__ == "__main__":

@@ -1,91 +1,175 @@
-"""SD1.5's UNet at its real size from disk to tensors, every page touched: lading beside safetensors and diffusers."""
+"""Checkpoints from disk to CPU tensors, every page touched: lading beside what else loads them."""
 
 from __future__ import annotations
 
-import os
+import sys
 import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from bench.runs import interleave, machine, medians, python
+import torch
 
-PRELUDE = """
-import json, os, resource, sys, time
-import torch, lading
-from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
-folder = sys.argv[1]
-file = folder + "/diffusion_pytorch_model.safetensors"
-torch.set_num_threads(2)
-with torch.device("meta"):
-    UNet2DConditionModel(block_out_channels=(32, 32, 32, 32))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.perf_counter()
-"""
-TOUCH = """
-for tensor in tensors:
-    tensor.view(torch.uint8).flatten()[::4096].sum()
-seconds = time.perf_counter() - start
-peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-print(json.dumps({"seconds": seconds, "peak": peak}))
-"""
-WAYS = {
-    "safetensors load_file": "tensors = load_file(file).values()",
-    "lading.load_state_dict": "tensors = lading.load_state_dict(file).values()",
-    "lading.load_state_dict, direct": "os.environ['LADING_READ'] = 'direct'; "
-    "tensors = lading.load_state_dict(file).values()",
-    "diffusers from_pretrained": "m = UNet2DConditionModel.from_pretrained(folder, dtype=torch.float16); "
-    "tensors = [p.detach() for p in m.parameters()]",
-    "lading.load_model": "m = lading.load_model(UNet2DConditionModel, folder, torch_dtype=torch.float16); "
-    "tensors = [p.detach() for p in m.parameters()]",
-    "diffusers from_pretrained, to float32": "m = UNet2DConditionModel.from_pretrained(folder, dtype=torch.float32); "
-    "tensors = [p.detach() for p in m.parameters()]",
-    "lading.load_model, to float32": "m = lading.load_model(UNet2DConditionModel, folder, torch_dtype=torch.float32); "
-    "tensors = [p.detach() for p in m.parameters()]",
+from bench.checkpoints import write_flux, write_t5, write_unet
+from bench.disk import bring_into_cache, drop_from_cache, throttled
+from bench.loaders import RAW, SAFETENSORS, WAYS
+from bench.peers import peers_python, peers_versions
+from bench.runs import BUILD, Series, interleave, machine, print_failures, rounds_parser
+from lading.host import available_memory
+
+THROTTLE = 800_000_000
+COLD = {"throttled": f"cold, disk held to {THROTTLE / 1e6:.0f} MB/s", "bare": "cold, bare disk"}
+WARM = "warm"
+_DENOISER = tuple(way for way in WAYS if way != "transformers from_pretrained")
+_TEXT_ENCODER = (RAW, SAFETENSORS, "lading.load_state_dict", "transformers from_pretrained", "lading.load_model")
+_CAST = (SAFETENSORS, "lading.load_state_dict", "diffusers from_pretrained", "lading.load_model")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A checkpoint and the ways to load it.
+
+    Attributes:
+        write: writes it into a folder.
+        dtype: that it is stored in.
+        ways: names in `WAYS`, for loads in that dtype.
+        casts: names in `WAYS`, for loads that cast to bfloat16.
+    """
+
+    title: str
+    write: Callable[[Path], None]
+    dtype: str
+    ways: Sequence[str]
+    casts: Sequence[str] = ()
+
+    def loads(self) -> dict[str, tuple[str, str]]:
+        """Each load's label -> its way and the dtype it ends in."""
+        plain = {way: (way, self.dtype) for way in self.ways}
+        return plain | {f"{way}, to bfloat16": (way, "bfloat16") for way in self.casts}
+
+
+COMPARISONS = {
+    "unet": Comparison("SD1.5 UNet, float16", partial(write_unet, dtype=torch.float16), "float16", _DENOISER),
+    "unet32": Comparison(
+        "SD1.5 UNet, float32, as it is and cast to bfloat16",
+        partial(write_unet, dtype=torch.float32),
+        "float32",
+        (RAW, *_CAST),
+        _CAST,
+    ),
+    "t5": Comparison("T5 v1.1 XL encoder, bfloat16", write_t5, "bfloat16", _TEXT_ENCODER),
+    "flux5": Comparison(
+        "FLUX.1 denoiser of 4 + 8 layers, bfloat16",
+        partial(write_flux, layers=4, single_layers=8, shards=1),
+        "bfloat16",
+        _DENOISER,
+    ),
+    "flux24": Comparison(
+        "FLUX.1 denoiser, bfloat16, 3 shards",
+        partial(write_flux, layers=19, single_layers=38, shards=3),
+        "bfloat16",
+        _DENOISER,
+    ),
 }
 
 
-def write_unet(folder: Path) -> Path:
-    """Write SD1.5's UNet with random weights in half precision, 1.72 GB, and return its file."""
-    import torch
-    from diffusers import UNet2DConditionModel
-    from safetensors.torch import save_file
-
-    with torch.device("meta"):
-        model = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
-    model.save_config(folder)
-    noise = (torch.randn(1 << 25) * 0.02).half()
-    tensors = {
-        name: noise[: tensor.numel()].reshape(tensor.shape).clone() for name, tensor in model.state_dict().items()
-    }
-    file = folder / "diffusion_pytorch_model.safetensors"
-    save_file(tensors, file, {"format": "pt"})
-    return file
-
-
-def drop_from_cache(file: Path) -> None:
-    """Ask the kernel to forget a file's pages, so that the next read comes from the disk."""
-    descriptor = os.open(file, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
+def main(arguments: Sequence[str]) -> None:
+    """Measure and print one table for each checkpoint."""
+    parser = rounds_parser("loading", rounds=5)
+    parser.add_argument(
+        "--checkpoints",
+        nargs="+",
+        choices=COMPARISONS,
+        default=[name for name in COMPARISONS if name != "flux24"],
+        help="what to load; flux24 writes 24 GB (default: all but that one)",
+    )
+    parser.add_argument("--disk", nargs="+", choices=COLD, default=list(COLD), help="for cold loads (default: both)")
+    options = parser.parse_args(arguments)
+    BUILD.mkdir(exist_ok=True)
+    peers = peers_python()
+    for name in options.checkpoints:
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+            COMPARISONS[name].write(Path(folder))
+            compare(COMPARISONS[name], Path(folder), peers, options.rounds, options.disk)
 
 
-def main(rounds: int = 5) -> None:
-    """Measure cold and warm, and print the table."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        file = write_unet(folder)
-        programs = {way: python(PRELUDE + code + TOUCH, str(folder)) for way, code in WAYS.items()}
-        cold = interleave(programs, rounds, lambda: drop_from_cache(file))
-        warm = interleave(programs, rounds)
-        gigabytes = file.stat().st_size / 1e9
-    print(f"\nSD1.5 UNet, float16, {gigabytes:.2f} GB; median of {rounds}; {machine()}\n")
-    print("| way | cold s | warm s | peak memory / file |\n|---|---|---|---|")
-    peaks = medians(cold, "peak")
-    for way in WAYS:
-        seconds = [medians(results, "seconds")[way] for results in (cold, warm)]
-        print(f"| {way} | {seconds[0]:.2f} | {seconds[1]:.2f} | {peaks[way] / gigabytes / 1e9:.2f} |")
+def compare(comparison: Comparison, folder: Path, peers: str | None, rounds: int, disks: Sequence[str]) -> None:
+    """Measure the loads of one checkpoint under each condition, and print the table.
+
+    Args:
+        folder: holds the checkpoint.
+        peers: the interpreter that has the peers, if they could be installed.
+        disks: names in `COLD`.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    nbytes = sum(file.stat().st_size for file in files)
+    print(f"\n{comparison.title}, {nbytes / 1e9:.2f} GB; median of {rounds}; {machine()}\n", flush=True)
+    programs = _programs(comparison, folder, nbytes, peers)
+    results: dict[str, dict[str, Series]] = {}
+    for disk in disks:
+        with ExitStack() as stack:
+            if disk == "throttled":
+                try:
+                    stack.enter_context(throttled(folder, THROTTLE))
+                except OSError as error:
+                    print(f"The disk cannot be throttled here: {error}\n")
+                    continue
+            results[COLD[disk]] = interleave(programs, rounds, lambda: drop_from_cache(files))
+    if 2 * nbytes <= available_memory():
+        without_disk = {label: command for label, command in programs.items() if label != RAW}
+        results[WARM] = interleave(without_disk, rounds, lambda: bring_into_cache(files))
+    print_table(results, list(programs), nbytes)
+    if peers is not None and any(command[0] == peers for command in programs.values()):
+        print(f"\n{peers_versions(peers)}")
 
 
-if __name__ == "__main__":
-    main()
+def print_table(results: Mapping[str, Mapping[str, Series]], labels: Sequence[str], nbytes: int) -> None:
+    """Print each load's seconds, how they compare in the same round, and the peak of its memory.
+
+    A cold load is compared by its rate with raw reads, a warm one by its seconds with safetensors.
+    """
+    columns = [f"{title} s | {'x safetensors' if title == WARM else 'of raw rate'}" for title in results]
+    print(f"| load | {' | '.join(columns)} | peak memory / result |\n|---|{'---|---|' * len(columns)}---|")
+    for label in labels:
+        cells = [_cells(title, series, label) for title, series in results.items()]
+        print(f"| {label} | {' | '.join(cells)} | {_peak(results.values(), label)} |")
+    for title, series in results.items():
+        if RAW in series:
+            rates = ", ".join(f"{nbytes / run['seconds'] / 1e9:.2f}" for run in series[RAW].runs)
+            print(f"\n{title}: raw reads round by round at {rates} GB/s")
+    print_failures(results.values())
+
+
+def _cells(title: str, results: Mapping[str, Series], label: str) -> str:
+    series, baseline = results.get(label, Series()), results.get(SAFETENSORS if title == WARM else RAW, Series())
+    if not series.runs:
+        return "- | -"
+    seconds = f"{series.median('seconds'):.2f}"
+    if not baseline.runs:
+        return f"{seconds} | -"
+    ratio = series.ratio(baseline, "seconds") if title == WARM else 1 / series.ratio(baseline, "seconds")
+    return f"{seconds} | {ratio:.2f}"
+
+
+def _peak(results: Iterable[Mapping[str, Series]], label: str) -> str:
+    runs = [run for series in results if label in series for run in series[label].runs]
+    shares = [run["peak"] / run["result"] for run in runs if run["result"]]
+    return f"{max(shares):.2f}" if shares else "-"
+
+
+def _programs(comparison: Comparison, folder: Path, nbytes: int, peers: str | None) -> dict[str, list[str]]:
+    """The command of each load that is possible here."""
+    roomy = nbytes <= available_memory()
+    programs = {}
+    for label, (name, dtype) in comparison.loads().items():
+        way = WAYS[name]
+        interpreter = peers if way.peer else sys.executable
+        if way.copies and not roomy:
+            print(f"{label}: left out, as a copy does not fit into the free memory\n")
+        elif interpreter is None:
+            print(f"{label}: left out, as it could not be installed\n")
+        else:
+            programs[label] = [interpreter, "-m", "bench.loaders", name, str(folder), dtype]
+    return programs

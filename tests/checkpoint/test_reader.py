@@ -142,16 +142,17 @@ def test_sparse_read_only_and_in_memory_files_are_right(tmp_path: Path, way: str
 
 def test_the_way_is_chosen_from_the_facts() -> None:
     gigabyte = 10**9
-    cold = Facts(4 * gigabyte, 0.0, "local", 16 * gigabyte)
     facts = {
-        "direct": cold,
+        "direct": Facts(4 * gigabyte, 0.0, "local", 16 * gigabyte),
         "mapped": Facts(4 * gigabyte, 0.9, "local", 16 * gigabyte),
         "mapped, ": Facts(40 * gigabyte, 0.0, "local", 16 * gigabyte),
         "mapped, in memory": Facts(4 * gigabyte, 0.0, "memory", 16 * gigabyte),
         "buffered": Facts(4 * gigabyte, 0.0, "network", 16 * gigabyte),
         "buffered, small": Facts(1000, 0.0, "local", 16 * gigabyte),
-        "buffered, again": Facts(4 * gigabyte, 0.0, "local", 16 * gigabyte, views=False),
-        "direct, again": Facts(40 * gigabyte, 0.0, "local", 16 * gigabyte, views=False),
+        "buffered, again": Facts(4 * gigabyte, 0.0, "local", 16 * gigabyte, "again"),
+        "direct, again": Facts(40 * gigabyte, 0.0, "local", 16 * gigabyte, "again"),
+        "buffered, once": Facts(4 * gigabyte, 0.9, "local", 16 * gigabyte, "once"),
+        "direct, once": Facts(40 * gigabyte, 0.0, "local", 16 * gigabyte, "once"),
     }
     for expected, fact in facts.items():
         assert choose_way(fact).way == expected.split(",")[0], expected

@@ -235,7 +235,7 @@ class _Writer:
         self._folder = folder
         self._on_bytes = on_bytes or (lambda _: None)
         self._scratch = new_scratch()
-        self._readers = {inventory.file: FileReader(inventory, views=False) for inventory in checkpoint.inventories}
+        self._readers = {inventory.file: FileReader(inventory, use="once") for inventory in checkpoint.inventories}
         self._targets: dict[str, int] = {}
         self._sums: dict[tuple[str, int], tuple[int, int]] = {}
 
@@ -270,7 +270,7 @@ class _Writer:
         """
         for shard in self._shards:
             inventory = read_inventory(self._folder / shard.name)
-            reader = FileReader(inventory, views=False)
+            reader = FileReader(inventory, use="once")
             places = sorted(place for name, place in self._sums if name == shard.name)
             stretches = pairwise([*places, inventory.stamp.nbytes])
             tasks = [partial(self._check, reader, shard.name, start, end) for start, end in stretches]

@@ -48,7 +48,7 @@ class DiskMap(Mapping[str, "torch.Tensor"]):
         self.device = device
         self.torch_dtype = None if torch_dtype is None else named_dtype(torch_dtype)
         self._readers = {
-            inventory.file: FileReader(inventory, views=False) for inventory in self.checkpoint.inventories
+            inventory.file: FileReader(inventory, use="again") for inventory in self.checkpoint.inventories
         }
         self._sources = {name: name for name in self.checkpoint}
         if state_dict_converter is not None:

@@ -12,7 +12,7 @@ from lading.checkpoint.arena import BLOCK, Arena, Scratch, block_ceiling, block_
 from lading.checkpoint.header import FileInventory, TensorInfo
 from lading.checkpoint.mapping import FileMapping, map_file, resident_share
 from lading.checkpoint.reading import PIECE_BYTES, Extent, OnBytes, OpenFile, Reading
-from lading.checkpoint.ways import Choice, Facts, choose_way, fits, forced_way
+from lading.checkpoint.ways import Choice, Facts, Use, choose_way, fits, forced_way
 from lading.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from lading.checkpoint.casting import Span
     from lading.checkpoint.dtypes import DtypeOf
+    from lading.checkpoint.upload import Upload
 
     Tensors: TypeAlias = dict[str, torch.Tensor]
 
@@ -62,11 +63,11 @@ class FileReader:
         choice: the way, and why it was chosen.
     """
 
-    def __init__(self, inventory: FileInventory, views: bool = True) -> None:
+    def __init__(self, inventory: FileInventory, use: Use = "views") -> None:
         """Open a file. The environment variable `LADING_READ` forces the way.
 
         Args:
-            views: whether tensors may be views of the file; False for tensors that are read again and again.
+            use: what for; see `Facts`.
 
         Raises:
             CheckpointError: the file cannot be opened, or has changed.
@@ -79,7 +80,7 @@ class FileReader:
             resident_share(self._source.descriptor, stamp.nbytes),
             host.file_system_of(stamp.device),
             host.available_memory(),
-            views,
+            use,
         )
         self.choice = choose_way(facts) if forced is None else Choice(forced, "forced by LADING_READ")
         self._fetches = facts.resident < _RESIDENT and fits(facts.nbytes, facts.available)
@@ -133,6 +134,13 @@ class FileReader:
             loaded = {name: stored_tensor(info, memory) for name, info in stored.items()} | targets
             return {name: cast_tensor(loaded[name], wanted[name], "cpu") for name in infos}
 
+        return Loading(Reading(tasks), finish)
+
+    def start_on(
+        self, upload: Upload, infos: Mapping[str, TensorInfo], dtype_of: DtypeOf, on_bytes: OnBytes | None = None
+    ) -> Loading:
+        """Start to load tensors to a device; see `start`. Call `wait` inside the upload's `with` block."""
+        tasks, finish = upload.prepare(self._source, infos, dtype_of, on_bytes)
         return Loading(Reading(tasks), finish)
 
     def close(self) -> None:

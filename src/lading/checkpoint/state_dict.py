@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from lading.checkpoint.dtypes import DtypeOf
+    from lading.checkpoint.upload import Upload
 
 
 def load_state_dict(
@@ -64,23 +66,45 @@ def read_state_dict(
     """
     import torch
 
+    from lading.checkpoint.dtypes import as_stored
+    from lading.checkpoint.upload import Upload
+    from lading.devices import find_device
+
+    dtype_of = dtype_of or as_stored
     if pin_memory and not torch.accelerator.is_available():
         raise LadingError("pin_memory=True needs an accelerator that torch can use: there is none here")
     by_file: dict[Path, dict[str, TensorInfo]] = {}
     for name, info in checkpoint.items():
         by_file.setdefault(info.file, {})[name] = info
+    target = find_device(device)
+    with Upload(target) if target is not None else nullcontext() as upload:
+        tensors = _read(checkpoint, by_file, dtype_of, on_bytes, upload)
+    for name in checkpoint:
+        tensor = tensors.pop(name).to(device)
+        tensors[name] = tensor.pin_memory() if pin_memory and tensor.device.type == "cpu" else tensor
+    return tensors
+
+
+def _read(
+    checkpoint: Checkpoint,
+    by_file: dict[Path, dict[str, TensorInfo]],
+    dtype_of: DtypeOf,
+    on_bytes: OnBytes | None,
+    upload: Upload | None,
+) -> dict[str, torch.Tensor]:
+    """Read all files at once, to the CPU or by an upload."""
     scratch, loadings = new_scratch(), []
     tensors: dict[str, torch.Tensor] = {}
     try:
         for inventory in checkpoint.inventories:
-            reader = FileReader(inventory)
-            loadings.append(reader.start(by_file.get(inventory.file, {}), dtype_of, on_bytes, scratch))
+            infos = by_file.get(inventory.file, {})
+            if upload is None:
+                loadings.append(FileReader(inventory).start(infos, dtype_of, on_bytes, scratch))
+            else:
+                loadings.append(FileReader(inventory, "once").start_on(upload, infos, dtype_of, on_bytes))
         for loading in loadings:
             tensors.update(loading.wait())
     finally:
         for loading in loadings:
             loading.cancel()
-    for name in checkpoint:
-        tensor = tensors.pop(name).to(device)
-        tensors[name] = tensor.pin_memory() if pin_memory and tensor.device.type == "cpu" else tensor
     return tensors

@@ -15,6 +15,7 @@ from lading.errors import LadingError
 from lading.host import FileSystem
 
 Way: TypeAlias = Literal["mapped", "direct", "buffered"]
+Use: TypeAlias = Literal["views", "once", "again"]
 
 SMALL_BYTES = 1 << 20
 RESIDENT_SHARE = 0.05
@@ -32,14 +33,15 @@ class Facts:
         resident: share of the file that is in the page cache, from 0 to 1.
         file_system: where the file lies.
         available: bytes of memory that are free.
-        views: whether tensors may be views of the file; False for tensors that are read again and again.
+        use: "views" if tensors may be views of the file, "once" if its bytes go elsewhere, "again" if they are read
+            again and again.
     """
 
     nbytes: int
     resident: float
     file_system: FileSystem
     available: int
-    views: bool = True
+    use: Use = "views"
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,15 @@ def choose_way(facts: Facts) -> Choice:
         return Choice("buffered", "a network file system")
     if facts.nbytes < SMALL_BYTES:
         return Choice("buffered", "a small file")
-    if not facts.views:
+    if facts.use == "again":
         return Choice("buffered", "read again and again") if roomy else Choice("direct", "too large for the page cache")
     if facts.file_system == "memory":
-        return Choice("mapped", "a file system in memory")
+        return Choice("mapped" if facts.use == "views" else "buffered", "a file system in memory")
     if facts.resident >= RESIDENT_SHARE:
-        return Choice("mapped", resident)
-    return Choice("direct", resident) if roomy else Choice("mapped", "too large for the free memory")
+        return Choice("mapped" if facts.use == "views" else "buffered", resident)
+    if facts.use == "views" and not roomy:
+        return Choice("mapped", "too large for the free memory")
+    return Choice("direct", resident)
 
 
 def fits(nbytes: int, available: int) -> bool:

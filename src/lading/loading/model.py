@@ -90,9 +90,10 @@ def load_labelled(
     if use_disk_map:
         tensors = DiskMap(path)
     else:
-        computes = state_dict_converter is not None  # it gets what is stored
+        converts = state_dict_converter is not None  # it gets what is stored, on the CPU
+        place = "cpu" if converts or is_transformers_model(model_class) else device
         with loading_bar(label, checkpoint.nbytes) as on_bytes:
-            tensors = read_state_dict(checkpoint, as_stored if computes else dtype_of, on_bytes=on_bytes)
+            tensors = read_state_dict(checkpoint, as_stored if converts else dtype_of, place, on_bytes=on_bytes)
     if state_dict_converter is not None:
         tensors = state_dict_converter(tensors)
     elif is_transformers_model(model_class):
