@@ -82,17 +82,17 @@ def runai(folder: Path, dtype: torch.dtype) -> Load:
 
 def lading_state_dict(folder: Path, dtype: torch.dtype) -> Load:
     """Read, and cast on the way, with lading."""
-    import lading
+    from lading import load_state_dict
 
-    return lambda: lading.load_state_dict(folder, torch_dtype=dtype).values()
+    return lambda: load_state_dict(folder, torch_dtype=dtype).values()
 
 
 def lading_model(folder: Path, dtype: torch.dtype) -> Load:
     """Load a network with lading."""
-    import lading
+    from lading import load_model
 
     _build_empty(folder)
-    return lambda: _weights(lading.load_model(_model_class(folder), folder, torch_dtype=dtype))
+    return lambda: _weights(load_model(_model_class(folder), folder, torch_dtype=dtype))
 
 
 def from_pretrained(folder: Path, dtype: torch.dtype) -> Load:

@@ -28,7 +28,7 @@ def peers_python() -> str | None:
     venv.create(_FOLDER, with_pip=True)
     own = next(_FOLDER.glob("lib/python*/site-packages"))
     (own / "shared.pth").write_text(f"{shared}\n")
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEERS]
+    install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *PEERS]
     if subprocess.run(install).returncode:
         return None
     made_for.write_text(wanted)

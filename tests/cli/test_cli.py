@@ -170,7 +170,9 @@ def test_inspect_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixtu
     assert facts["dtypes"] == {"float16": facts["tensors"]}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["inspect", str(shipped_model() / "vae")]])
+@pytest.mark.parametrize(
+    "arguments", [["convert", "--help"], ["--help"], ["generate", "--help"], ["inspect", str(shipped_model() / "vae")]]
+)
 def test_help_and_inspect_import_no_torch(arguments: list[str]) -> None:
     program = "import sys; from lading.cli import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program, *arguments], check=True, stdout=subprocess.DEVNULL)
