@@ -170,6 +170,14 @@ def test_residency_is_seen_and_decides(big: Path) -> None:
     os.close(descriptor)
 
 
+def test_shards_that_do_not_fit_in_memory_together_are_mapped(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drop_from_cache(big)
+    monkeypatch.setattr("lading.host.available_memory", lambda: 2 * big.stat().st_size)
+    inventory = open_checkpoint(big).inventories[0]
+    assert FileReader(inventory).choice.way == "direct"
+    assert FileReader(inventory, together=3 * big.stat().st_size).choice.way == "mapped"
+
+
 def test_direct_reads_leave_the_page_cache_alone(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LADING_READ", "direct")
     drop_from_cache(big)

@@ -47,6 +47,10 @@ class Arena:
         with suppress(OSError, AttributeError):  # a kernel built without huge pages
             self._memory.madvise(mmap.MADV_HUGEPAGE)
 
+    def discard(self) -> None:
+        """Give the memory back and keep the addresses: what is read from them until they are written again is zero."""
+        self._memory.madvise(mmap.MADV_DONTNEED)
+
     def view(self, start: int, end: int) -> memoryview:
         """Return the memory of the file's bytes from `start` to `end`."""
         return memoryview(self._memory)[start - self.start : end - self.start]

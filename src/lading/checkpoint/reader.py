@@ -63,11 +63,12 @@ class FileReader:
         choice: the way, and why it was chosen.
     """
 
-    def __init__(self, inventory: FileInventory, use: Use = "views") -> None:
+    def __init__(self, inventory: FileInventory, use: Use = "views", together: int = 0) -> None:
         """Open a file. The environment variable `LADING_READ` forces the way.
 
         Args:
             use: what for; see `Facts`.
+            together: bytes of all files that are read at the same time, where this is one of several.
 
         Raises:
             CheckpointError: the file cannot be opened, or has changed.
@@ -76,7 +77,7 @@ class FileReader:
         self._mapping: FileMapping | None = None
         forced, stamp = forced_way(), inventory.stamp
         facts = Facts(
-            stamp.nbytes,
+            max(stamp.nbytes, together),
             resident_share(self._source.descriptor, stamp.nbytes),
             host.file_system_of(stamp.device),
             host.available_memory(),
@@ -91,6 +92,22 @@ class FileReader:
     def read(self, extents: Iterable[Extent], on_bytes: OnBytes | None = None) -> Reading:
         """Start to read extents into memory that the caller owns; see `Reading`."""
         return Reading(self._source.tasks(extents, on_bytes))
+
+    def tasks(self, extents: Iterable[Extent], on_bytes: OnBytes | None = None) -> list[Callable[[], None]]:
+        """The reads that fill extents, for a `Reading` of several files."""
+        return list(self._source.tasks(extents, on_bytes))
+
+    def casts(
+        self,
+        infos: Mapping[str, TensorInfo],
+        targets: Mapping[str, torch.Tensor],
+        scratch: Scratch,
+        on_bytes: OnBytes | None = None,
+    ) -> list[Callable[[], None]]:
+        """The reads that fill tensors of other dtypes than the stored ones, for a `Reading` of several files."""
+        from lading.checkpoint.casting import cut_spans
+
+        return [partial(self._cast, span, scratch, on_bytes) for span in cut_spans(infos, targets)]
 
     def fill(self, memory: memoryview, offset: int) -> None:
         """Read into memory that the caller owns, in this thread; see `OpenFile.fill`."""
@@ -118,7 +135,7 @@ class FileReader:
         Raises:
             CheckpointError: torch has no such dtype, or there is no memory.
         """
-        from lading.checkpoint.casting import cast_targets, cut_spans, stored_tensor
+        from lading.checkpoint.casting import cast_targets, stored_tensor
         from lading.checkpoint.dtypes import as_stored, cast_of, cast_tensor
 
         dtype_of = dtype_of or as_stored
@@ -128,7 +145,7 @@ class FileReader:
         targets = cast_targets(cast, wanted)
         memory, tasks = self._memory(stored.values(), on_bytes)
         scratch = scratch or new_scratch()
-        tasks += [partial(self._cast, span, scratch, on_bytes) for span in cut_spans(cast, targets)]
+        tasks += self.casts(cast, targets, scratch, on_bytes)
 
         def finish() -> Tensors:
             loaded = {name: stored_tensor(info, memory) for name, info in stored.items()} | targets

@@ -94,12 +94,13 @@ def _read(
 ) -> dict[str, torch.Tensor]:
     """Read all files at once, to the CPU or by an upload."""
     scratch, loadings = new_scratch(), []
+    together = sum(inventory.stamp.nbytes for inventory in checkpoint.inventories)
     tensors: dict[str, torch.Tensor] = {}
     try:
         for inventory in checkpoint.inventories:
             infos = by_file.get(inventory.file, {})
             if upload is None:
-                loadings.append(FileReader(inventory).start(infos, dtype_of, on_bytes, scratch))
+                loadings.append(FileReader(inventory, together=together).start(infos, dtype_of, on_bytes, scratch))
             else:
                 loadings.append(FileReader(inventory, "once").start_on(upload, infos, dtype_of, on_bytes))
         for loading in loadings:

@@ -15,7 +15,7 @@ from lading.errors import LadingError
 from lading.host import FileSystem
 
 Way: TypeAlias = Literal["mapped", "direct", "buffered"]
-Use: TypeAlias = Literal["views", "once", "again"]
+Use: TypeAlias = Literal["views", "once", "again", "stream"]
 
 SMALL_BYTES = 1 << 20
 RESIDENT_SHARE = 0.05
@@ -33,8 +33,8 @@ class Facts:
         resident: share of the file that is in the page cache, from 0 to 1.
         file_system: where the file lies.
         available: bytes of memory that are free.
-        use: "views" if tensors may be views of the file, "once" if its bytes go elsewhere, "again" if they are read
-            again and again.
+        use: "views" if tensors may be views of the file, "once" if its bytes go elsewhere, "again" if single tensors
+            are read again and again, "stream" if all of them are, under a limit that the page cache must not break.
     """
 
     nbytes: int
@@ -67,6 +67,8 @@ def choose_way(facts: Facts) -> Choice:
         return Choice("buffered", "a network file system")
     if facts.nbytes < SMALL_BYTES:
         return Choice("buffered", "a small file")
+    if facts.use == "stream":
+        return Choice("buffered" if facts.resident >= 0.95 or facts.file_system == "memory" else "direct", resident)
     if facts.use == "again":
         return Choice("buffered", "read again and again") if roomy else Choice("direct", "too large for the page cache")
     if facts.file_system == "memory":

@@ -1,0 +1,143 @@
+"""Units as they lie in memory: what is stored as it computes is read in place, the rest is cast on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lading.checkpoint.arena import BLOCK, Arena, Scratch, block_ceiling, block_floor
+from lading.checkpoint.dtypes import packed_shape, torch_dtype_of
+from lading.checkpoint.header import TensorInfo
+from lading.checkpoint.reader import FileReader
+from lading.checkpoint.reading import Extent
+
+_GAP_BYTES = 64 << 10
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter as a checkpoint holds it.
+
+    Attributes:
+        dtype: in which it computes.
+    """
+
+    info: TensorInfo
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """In memory."""
+        return (self.info.end - self.info.start) // torch_dtype_of(self.info).itemsize * self.dtype.itemsize
+
+    @property
+    def in_place(self) -> bool:
+        """Whether its bytes in the file are its bytes in memory."""
+        stored = torch_dtype_of(self.info)
+        return stored == self.dtype and self.info.start % stored.itemsize == 0 and self.info.stride is None
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Bytes of a file, block by block, and where they go in the image."""
+
+    file: Path
+    start: int
+    end: int
+    place: int
+
+
+class Image:
+    """The memory layout of one unit's parameters, from offset 0 of a block on.
+
+    Attributes:
+        nbytes: a multiple of the block.
+        casts: whether any parameter needs memory to be cast in.
+    """
+
+    def __init__(self, weights: Mapping[str, Weight]) -> None:
+        self._weights = dict(weights)
+        self._stretches: list[_Stretch] = []
+        self._places: dict[str, int] = {}
+        in_place = {name: weight.info for name, weight in weights.items() if weight.in_place and weight.nbytes}
+        end = self._lay_out_stretches(in_place)
+        self._cast = {name: weight.info for name, weight in weights.items() if name not in in_place and weight.nbytes}
+        for name in self._cast:
+            self._places[name] = end
+            end += -(-weights[name].nbytes // _ALIGNMENT) * _ALIGNMENT
+        self.nbytes = block_ceiling(end)
+        self.casts = bool(self._cast)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters."""
+        return tuple(self._weights)
+
+    def read(self, name: str, readers: Mapping[Path, FileReader]) -> torch.Tensor:
+        """Read one parameter into memory of its own."""
+        weight = self._weights[name]
+        return readers[weight.info.file].tensor(weight.info, weight.dtype)
+
+    def tensors(self, arena: Arena, base: int) -> dict[str, torch.Tensor]:
+        """Return the parameters as views of an arena that holds the image from `base` on."""
+        found = {}
+        for name, weight in self._weights.items():
+            shape = packed_shape(weight.info)
+            if weight.nbytes == 0:
+                found[name] = torch.empty(shape, dtype=weight.dtype)
+                continue
+            start = base + self._places[name]
+            found[name] = arena.tensor(weight.dtype, start, start + weight.nbytes).view(shape)
+        return found
+
+    def tasks(
+        self, arena: Arena, base: int, readers: Mapping[Path, FileReader], scratch: Scratch
+    ) -> list[Callable[[], None]]:
+        """The reads and casts that fill the image in an arena from `base` on."""
+        tasks: list[Callable[[], None]] = []
+        for stretch in self._stretches:
+            place = base + stretch.place
+            memory = arena.view(place, place + stretch.end - stretch.start)
+            tasks += readers[stretch.file].tasks([Extent(stretch.start, memory)])
+        tensors = self.tensors(arena, base) if self._cast else {}
+        for file in {info.file for info in self._cast.values()}:
+            infos = {name: info for name, info in self._cast.items() if info.file == file}
+            tasks += readers[file].casts(infos, tensors, scratch)
+        return tasks
+
+    def _lay_out_stretches(self, infos: Mapping[str, TensorInfo]) -> int:
+        place = 0
+        for group in _stretches(infos):
+            first, last = infos[group[0]], max(infos[name].end for name in group)
+            stretch = _Stretch(first.file, block_floor(first.start), block_ceiling(last), place)
+            self._stretches.append(stretch)
+            for name in group:
+                self._places[name] = place + infos[name].start - stretch.start
+            place += stretch.end - stretch.start
+        return place
+
+
+def _stretches(infos: Mapping[str, TensorInfo]) -> Iterable[list[str]]:
+    """Names in groups that lie in one stretch of a file, short gaps included."""
+    group: list[str] = []
+    end = 0
+    for name in sorted(infos, key=lambda name: (str(infos[name].file), infos[name].start)):
+        info = infos[name]
+        if group and (info.file != infos[group[0]].file or info.start - end > _GAP_BYTES):
+            yield group
+            group, end = [], 0
+        group.append(name)
+        end = max(end, info.end)
+    if group:
+        yield group
+
+
+def scratch_bytes(images: Iterable[Image], threads: int) -> int:
+    """Return what casts take while they run."""
+    from lading.checkpoint.reading import PIECE_BYTES
+
+    return threads * (PIECE_BYTES + 2 * BLOCK) if any(image.casts for image in images) else 0

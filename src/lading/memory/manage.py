@@ -1,0 +1,261 @@
+"""A module under one memory limit: traced, placed, watched over while it is called."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten
+
+from lading.checkpoint.header import FileInventory
+from lading.checkpoint.reader import FileReader
+from lading.errors import LadingError, MemoryLimitError
+from lading.memory.engine import Engine, Rates, Statistics, parameter_places
+from lading.memory.image import Weight
+from lading.memory.planner import Placement
+from lading.memory.trace import Trace, is_tracing, trace
+from lading.memory.units import UNIT_BYTES, Leaf, Unit
+from lading.sizes import format_size, parse_size
+
+ENTRIES = ("forward", "encode", "decode")
+"""Methods that are calls of a module; others are served leaf by leaf."""
+
+_log = logging.getLogger(__name__)
+
+Signature = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class ModulePlan:
+    """Where a module's weights live while it computes.
+
+    Attributes:
+        limit: bytes for everything.
+        activation_bytes: the most that tensors of a call take, workspaces included.
+        other_bytes: buffers, fixed parameters and staging.
+    """
+
+    name: str
+    limit: int
+    activation_bytes: int
+    other_bytes: int
+    placement: Placement
+    units: tuple[Unit, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is taken at a time."""
+        return self.activation_bytes + self.other_bytes + self.placement.nbytes
+
+    def __str__(self) -> str:
+        placement = self.placement
+        slots = len(placement.slots) * placement.slot_bytes
+        rows = (
+            ("limit", self.limit, ""),
+            ("resident", placement.nbytes - slots, f"{len(placement.resident)} of {len(self.units)} units"),
+            ("slots", slots, f"{len(placement.slots)} of {format_size(placement.slot_bytes)}"),
+            ("activations", self.activation_bytes, ""),
+            ("other", self.other_bytes, "buffers, fixed parameters, staging"),
+            ("peak", self.peak_bytes, ""),
+            ("streamed", placement.streamed_bytes, f"a call, predicted {placement.seconds:.2f} s"),
+        )
+        lines = [f"{what:<12}  {format_size(nbytes):>8}  {note}".rstrip() for what, nbytes, note in rows]
+        return "\n".join([self.name, *lines])
+
+
+class Manager:
+    """Keeps one module's weights, and what it computes with, within a limit; see `lading.manage`.
+
+    Attributes:
+        module: what it manages; call it as ever.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        weights: Mapping[str, Weight],
+        inventories: tuple[FileInventory, ...],
+        memory_limit: int | str,
+        examples: Mapping[str, tuple[tuple[Any, ...], Mapping[str, Any]]] | None = None,
+        unit_bytes: int = UNIT_BYTES,
+        rates: Rates | None = None,
+    ) -> None:
+        self.module = module
+        self._weights = dict(weights)
+        self._inventories = inventories
+        self._limit = parse_size(memory_limit)
+        self._unit_bytes = unit_bytes
+        self._rates = rates or Rates()
+        self._traces: dict[str, Trace] = {}
+        self._known: dict[str, list[Signature]] = {}
+        self._engine: Engine | None = None
+        self._plan: ModulePlan | None = None
+        self._originals: dict[str, Callable[..., Any]] = {}
+        for entry, (args, kwargs) in (examples or {}).items():
+            self._learn(entry, args, kwargs)
+        try:
+            self._replan()
+        except BaseException:
+            self.release()
+            raise
+        self._wrap()
+
+    @property
+    def plan(self) -> ModulePlan:
+        """Where the weights live now; `print` it."""
+        assert self._plan is not None
+        return self._plan
+
+    def stats(self) -> Statistics:
+        """What streaming did so far."""
+        assert self._engine is not None
+        return self._engine.statistics
+
+    def set_limit(self, memory_limit: int | str) -> None:
+        """Keep another limit from the next call on.
+
+        Raises:
+            MemoryLimitError: it is too small; the limit before stays.
+        """
+        before, self._limit = self._limit, parse_size(memory_limit)
+        try:
+            self._replan()
+        except MemoryLimitError:
+            self._limit = before
+            raise
+
+    def load(self) -> None:
+        """Start to read what stays, so that the first call finds it."""
+        assert self._engine is not None
+        self._engine.resume()
+
+    def suspend(self) -> None:
+        """Give the weights' memory back until the next call."""
+        assert self._engine is not None
+        self._engine.suspend()
+
+    def release(self) -> None:
+        """End the management: threads, files and memory go, and the module's parameters have no values any more."""
+        if self._engine is not None:
+            self._engine.release()
+            self._engine = None
+        for entry in self._originals:
+            self.module.__dict__.pop(entry, None)
+        self._originals = {}
+
+    def _wrap(self) -> None:
+        for entry in ENTRIES:
+            original = getattr(self.module, entry, None)
+            if callable(original):
+                self._originals[entry] = original
+                self.module.__dict__[entry] = self._wrapped(entry, original)
+
+    def _wrapped(self, entry: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if is_tracing():
+                return original(*args, **kwargs)
+            self._learn(entry, args, kwargs)
+            assert self._engine is not None
+            with self._engine.entry(entry):
+                return original(*args, **kwargs)
+
+        return call
+
+    def _learn(self, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Trace an entry with inputs that are larger, or other, than any before, and plan anew."""
+        signature = _signature(args, kwargs)
+        if any(_covers(known, signature) for known in self._known.get(entry, ())):
+            return
+        try:
+            found = trace(self.module, args, kwargs, entry, {name: w.dtype for name, w in self._weights.items()})
+        except LadingError as error:
+            _log.warning("%s: the plan does not count activations", error)
+            self._known.setdefault(entry, []).append(signature)
+            return
+        before = self._traces.get(entry)
+        if before is not None:
+            activation = max(before.activation_bytes, found.activation_bytes)
+            found = Trace(found.calls, activation, before.fixed | found.fixed)
+        self._traces[entry] = found
+        if self._engine is not None:
+            self._replan()
+        self._known.setdefault(entry, []).append(signature)
+
+    def _replan(self) -> None:
+        leaves, fixed = self._leaves()
+        engine = self._engine
+        if engine is None or tuple(leaf for unit in engine.units for leaf in unit.leaves) != leaves:
+            if engine is not None:
+                engine.release()
+            readers = {inventory.file: FileReader(inventory, "stream") for inventory in self._inventories}
+            engine = self._engine = Engine(self.module, self._weights, readers, leaves, fixed, self._unit_bytes)
+        activation = max((trace.activation_bytes for trace in self._traces.values()), default=0)
+        buffers = sum(buffer.nbytes for buffer in self.module.buffers() if not buffer.is_meta)
+        try:
+            placement = engine.set_placement(self._limit - activation - buffers, self._traces, self._rates)
+        except MemoryLimitError:
+            minimum = engine.minimum_bytes() + activation + buffers
+            raise MemoryLimitError(
+                f"{type(self.module).__name__} cannot run in {format_size(self._limit)}: it needs "
+                f"{format_size(activation)} for activations and {format_size(minimum - activation)} for weights that "
+                f"pass through: give it at least {minimum} bytes, or smaller inputs",
+                minimum,
+            ) from None
+        other = engine.overhead_bytes + buffers
+        self._plan = ModulePlan(type(self.module).__name__, self._limit, activation, other, placement, engine.units)
+
+    def _leaves(self) -> tuple[tuple[Leaf, ...], frozenset[str]]:
+        """The leaves in the order of the traces, then those that no trace has seen; and what has to stay."""
+        modules = dict(self.module.named_modules())
+        own: dict[int, list[str]] = {}
+        for name, places in parameter_places(self.module).items():
+            for owner, _ in places:
+                own.setdefault(id(owner), []).append(name)
+        fixed = set().union(*(trace.fixed for trace in self._traces.values()), *())
+        containers = [
+            part
+            for part in modules.values()
+            if id(part) in own and any(id(c) in own for c in part.modules() if c is not part)
+        ]
+        fixed |= {name for part in containers for name in own[id(part)]}
+        ordered = [call.leaf for trace in self._traces.values() for call in trace.calls]
+        ordered += [name for name, part in modules.items() if id(part) in own]
+        flops: dict[str, int] = {}
+        for trace_ in self._traces.values():
+            for call in trace_.calls:
+                flops[call.leaf] = flops.get(call.leaf, 0) + call.flops
+        leaves = []
+        for name in dict.fromkeys(ordered):
+            parameters = tuple(dict.fromkeys(p for p in own[id(modules[name])] if p not in fixed))
+            if parameters:
+                nbytes = sum(self._weights[parameter].nbytes for parameter in parameters)
+                leaves.append(Leaf(name, parameters, nbytes, flops.get(name, 0)))
+        return tuple(leaves), frozenset(fixed)
+
+
+def _signature(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Signature:
+    """What a call's memory depends on: the shapes and dtypes of its tensors, and everything else as it is."""
+    values, structure = tree_flatten((args, dict(kwargs)))
+    return str(structure), *(
+        (value.dtype, tuple(value.shape)) if isinstance(value, torch.Tensor) else repr(type(value)) for value in values
+    )
+
+
+def _covers(known: Signature, new: Signature) -> bool:
+    """Whether a traced call took at least the memory that a new one takes: no tensor of the new one is larger."""
+    if len(known) != len(new):
+        return False
+    for one, other in zip(known, new, strict=True):
+        if isinstance(one, tuple) and isinstance(other, tuple):
+            if one[0] != other[0] or len(one[1]) != len(other[1]):
+                return False
+            if any(size > bound for size, bound in zip(other[1], one[1], strict=True)):
+                return False
+        elif one != other:
+            return False
+    return True
