@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         load_pipeline,
         skip_model_initialization,
     )
+    from lading.memory import Manager, manager_of
 
 _HOMES = {
     "lading.checkpoint": ("DiskMap", "convert_checkpoint", "hash_model_file", "load_state_dict", "open_checkpoint"),
@@ -50,6 +51,7 @@ _HOMES = {
         "load_pipeline",
         "skip_model_initialization",
     ),
+    "lading.memory": ("Manager", "manager_of"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
@@ -62,6 +64,7 @@ __all__ = [
     "DownloadError",
     "IdentificationError",
     "LadingError",
+    "Manager",
     "MemoryLimitError",
     "ModelConfig",
     "ShapeError",
@@ -73,6 +76,7 @@ __all__ = [
     "load_model",
     "load_pipeline",
     "load_state_dict",
+    "manager_of",
     "open_checkpoint",
     "shipped_model",
     "skip_model_initialization",

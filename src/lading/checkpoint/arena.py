@@ -64,10 +64,16 @@ class Arena:
 
 
 class Scratch:
-    """Arenas of one size that tasks borrow in turn; there are as many as there were borrowers at once."""
+    """Arenas for one piece each that tasks borrow in turn; there are as many as there were borrowers at once.
 
-    def __init__(self, nbytes: int) -> None:
-        self._nbytes = nbytes
+    Attributes:
+        piece_bytes: the most that an arena is for, of any place in a file.
+        nbytes: what an arena takes.
+    """
+
+    def __init__(self, piece_bytes: int) -> None:
+        self.piece_bytes = piece_bytes
+        self.nbytes = block_ceiling(piece_bytes) + 2 * BLOCK
         self._free: queue.SimpleQueue[Arena] = queue.SimpleQueue()
 
     @contextmanager
@@ -76,7 +82,7 @@ class Scratch:
         try:
             arena = self._free.get_nowait()
         except queue.Empty:
-            arena = Arena(0, self._nbytes)
+            arena = Arena(0, self.nbytes)
         try:
             yield arena
         finally:

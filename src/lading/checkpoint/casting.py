@@ -79,12 +79,14 @@ def cast_targets(infos: Mapping[str, TensorInfo], dtypes: Mapping[str, torch.dty
     return {name: arena.tensor(*place).view(packed_shape(infos[name])) for name, place in places.items()}
 
 
-def cut_spans(infos: Mapping[str, TensorInfo], targets: Mapping[str, torch.Tensor]) -> list[Span]:
-    """Cut tensors, in the file's order, into spans of at most `PIECE_BYTES`."""
+def cut_spans(
+    infos: Mapping[str, TensorInfo], targets: Mapping[str, torch.Tensor], piece_bytes: int = PIECE_BYTES
+) -> list[Span]:
+    """Cut tensors, in the file's order, into spans of at most so many bytes."""
     spans: list[Span] = []
     parts: list[Part] = []
-    for part in _parts(infos, targets):
-        if parts and part.end - parts[0].start > PIECE_BYTES:
+    for part in _parts(infos, targets, piece_bytes):
+        if parts and part.end - parts[0].start > piece_bytes:
             spans.append(Span(tuple(parts)))
             parts = []
         parts.append(part)
@@ -111,11 +113,11 @@ def copy_serially(target: torch.Tensor, source: torch.Tensor) -> None:
         target[first : first + _SERIAL_ELEMENTS].copy_(source[first : first + _SERIAL_ELEMENTS])
 
 
-def _parts(infos: Mapping[str, TensorInfo], targets: Mapping[str, torch.Tensor]) -> Iterator[Part]:
+def _parts(infos: Mapping[str, TensorInfo], targets: Mapping[str, torch.Tensor], piece_bytes: int) -> Iterator[Part]:
     for name in sorted(infos, key=lambda name: infos[name].start):
         info, flat = infos[name], targets[name].view(-1)
         dtype = torch_dtype_of(info)
-        step = PIECE_BYTES // dtype.itemsize
+        step = piece_bytes // dtype.itemsize
         for first in range(0, flat.numel(), step):
             part = flat[first : first + step]
             start = info.start + first * dtype.itemsize

@@ -20,11 +20,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lading.checkpoint.arena import block_ceiling, block_floor
+from lading.checkpoint.arena import Scratch, block_ceiling, block_floor
 from lading.checkpoint.files import CheckpointPath, stem_of
 from lading.checkpoint.header import SAFETENSORS_DTYPES, TensorInfo
 from lading.checkpoint.inventory import Checkpoint, open_checkpoint, read_inventory
-from lading.checkpoint.reader import FileReader, new_scratch
+from lading.checkpoint.reader import FileReader
 from lading.checkpoint.reading import PIECE_BYTES, OnBytes, Reading
 from lading.errors import CheckpointError
 from lading.sizes import DTYPE_BITS, dtype_name, format_size, parse_size, tensor_nbytes
@@ -234,7 +234,7 @@ class _Writer:
         self._shards = shards
         self._folder = folder
         self._on_bytes = on_bytes or (lambda _: None)
-        self._scratch = new_scratch()
+        self._scratch = Scratch(PIECE_BYTES)
         self._readers = {inventory.file: FileReader(inventory, use="once") for inventory in checkpoint.inventories}
         self._targets: dict[str, int] = {}
         self._sums: dict[tuple[str, int], tuple[int, int]] = {}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lading.checkpoint.files import CheckpointPath
+from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.inventory import open_checkpoint
 from lading.checkpoint.reader import FileReader
 from lading.errors import CheckpointError
@@ -55,8 +56,12 @@ class DiskMap(Mapping[str, "torch.Tensor"]):
             self._sources = self._renamed(state_dict_converter)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        info = self.checkpoint[self._sources[name]]
+        info = self.info(name)
         return self._readers[info.file].tensor(info, self.torch_dtype).to(self.device)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return where a tensor lies and what it is, without reading it."""
+        return self.checkpoint[self._sources[name]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)

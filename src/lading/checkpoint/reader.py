@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from lading import host
-from lading.checkpoint.arena import BLOCK, Arena, Scratch, block_ceiling, block_floor
+from lading.checkpoint.arena import Arena, Scratch, block_ceiling, block_floor
 from lading.checkpoint.header import FileInventory, TensorInfo
 from lading.checkpoint.mapping import FileMapping, map_file, resident_share
 from lading.checkpoint.reading import PIECE_BYTES, Extent, OnBytes, OpenFile, Reading
@@ -107,7 +107,7 @@ class FileReader:
         """The reads that fill tensors of other dtypes than the stored ones, for a `Reading` of several files."""
         from lading.checkpoint.casting import cut_spans
 
-        return [partial(self._cast, span, scratch, on_bytes) for span in cut_spans(infos, targets)]
+        return [partial(self._cast, span, scratch, on_bytes) for span in cut_spans(infos, targets, scratch.piece_bytes)]
 
     def fill(self, memory: memoryview, offset: int) -> None:
         """Read into memory that the caller owns, in this thread; see `OpenFile.fill`."""
@@ -130,7 +130,7 @@ class FileReader:
             infos: tensors of this file.
             dtype_of: a tensor's name -> the dtype that it gets if it is floating-point; None casts nothing.
             on_bytes: told of the file's bytes as they arrive, from several threads.
-            scratch: what casts read into, see `new_scratch`; one for several files keeps memory low.
+            scratch: what casts read into; one for several files keeps memory low.
 
         Raises:
             CheckpointError: torch has no such dtype, or there is no memory.
@@ -144,7 +144,7 @@ class FileReader:
         stored = {name: info for name, info in infos.items() if name not in cast}
         targets = cast_targets(cast, wanted)
         memory, tasks = self._memory(stored.values(), on_bytes)
-        scratch = scratch or new_scratch()
+        scratch = scratch or Scratch(PIECE_BYTES)
         tasks += self.casts(cast, targets, scratch, on_bytes)
 
         def finish() -> Tensors:
@@ -208,11 +208,6 @@ class FileReader:
                 raise CheckpointError(f"{self._source.file}: torch cannot cast its tensors: {error}") from None
         if on_bytes is not None:
             on_bytes(span.end - span.start)
-
-
-def new_scratch() -> Scratch:
-    """Return what casts read into: room for one span of any place in a file."""
-    return Scratch(PIECE_BYTES + 2 * BLOCK)
 
 
 def _merge(infos: Iterable[TensorInfo]) -> Iterator[tuple[int, int]]:

@@ -6,11 +6,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lading.checkpoint.arena import Scratch
 from lading.checkpoint.files import CheckpointPath
 from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.inventory import Checkpoint, open_checkpoint
-from lading.checkpoint.reader import FileReader, new_scratch
-from lading.checkpoint.reading import OnBytes
+from lading.checkpoint.reader import FileReader
+from lading.checkpoint.reading import PIECE_BYTES, OnBytes
 from lading.errors import LadingError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _read(
     upload: Upload | None,
 ) -> dict[str, torch.Tensor]:
     """Read all files at once, to the CPU or by an upload."""
-    scratch, loadings = new_scratch(), []
+    scratch, loadings = Scratch(PIECE_BYTES), []
     together = sum(inventory.stamp.nbytes for inventory in checkpoint.inventories)
     tensors: dict[str, torch.Tensor] = {}
     try:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ from lading.hub import model_folder
 from lading.loading.configs import read_config, read_model_index
 from lading.loading.loaders import CONFIG_FILES, ComponentSpec, LoadOptions, find_loader, resolve_class
 from lading.loading.record import LoadRecord, format_records
+from lading.loading.streamed import MemoryShare, smaller_limit
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +70,8 @@ def load_component(
     device: str | torch.device | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    memory_limit: int | str | None = None,
+    host_memory_limit: int | str | None = None,
 ) -> Any:
     """Load one component of a pipeline: a network, tokenizer, scheduler or processor.
 
@@ -79,17 +83,21 @@ def load_component(
         device: None leaves it on the CPU and touches no device.
         revision: branch, tag or commit, where the model is on a hub.
         variant: such as "fp16" for weights in "model.fp16.safetensors".
+        memory_limit: see `load_model`.
+        host_memory_limit: see `load_model`.
 
     Raises:
         ComponentError: the model has no such component, or its class or files are missing.
         CheckpointError: its weights are damaged, unsafe, or do not match its config.
+        MemoryLimitError: the limit is too small; no weight has been read.
 
     >>> import lading
     >>> lading.load_component("shapes", "scheduler").config.prediction_type
     'v_prediction'
     """
     folder = model_folder(model, [name], revision, variant)
-    return _load(_spec(folder, name), LoadOptions(torch_dtype, device, variant))[0]
+    memory = _memory_share(memory_limit, host_memory_limit)
+    return _load(_spec(folder, name), LoadOptions(torch_dtype, device, variant, memory))[0]
 
 
 def load_components(
@@ -99,6 +107,8 @@ def load_components(
     device: str | torch.device | Mapping[str, str | torch.device | None] | None = None,
     revision: str | Mapping[str, str | None] | None = None,
     variant: str | Mapping[str, str | None] | None = None,
+    memory_limit: int | str | None = None,
+    host_memory_limit: int | str | None = None,
 ) -> Components:
     """Load several components of a pipeline, side by side.
 
@@ -108,10 +118,13 @@ def load_components(
     Args:
         model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
         names: which; None for all that `model_index.json` names.
+        memory_limit: for all networks, which take turns: only the one that computes has its weights in memory.
+        host_memory_limit: see `load_model`.
 
     Raises:
         ComponentError: the model has no such component, or its class or files are missing.
         CheckpointError: weights are damaged, unsafe, or do not match their config.
+        MemoryLimitError: the limit is too small; no weight has been read.
 
     >>> import torch, lading
     >>> parts = lading.load_components("shapes", ["vae", "tokenizer"], torch_dtype={"vae": torch.float16})
@@ -119,6 +132,8 @@ def load_components(
     (torch.float16, 2)
     """
     jobs = _jobs(model, names, {"torch_dtype": torch_dtype, "device": device, "revision": revision, "variant": variant})
+    memory = _memory_share(memory_limit, host_memory_limit)
+    jobs = [(spec, replace(options, memory=memory)) for spec, options in jobs]
     for spec, _ in jobs:
         resolve_class(spec)  # imports happen one after another; threads would wait for each other's
     loaded: list[tuple[Any, LoadRecord]] = []
@@ -127,6 +142,11 @@ def load_components(
             loaded.append(future.result())
     records = [record for _, record in loaded]
     return Components({record.name: component for component, record in loaded}, records)
+
+
+def _memory_share(memory_limit: int | str | None, host_memory_limit: int | str | None) -> MemoryShare | None:
+    limit = smaller_limit(memory_limit, host_memory_limit)
+    return None if limit is None else MemoryShare(limit)
 
 
 def _jobs(

@@ -21,6 +21,8 @@ def load_pipeline(
     device: str | torch.device | Mapping[str, str | torch.device | None] | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    memory_limit: int | str | None = None,
+    host_memory_limit: int | str | None = None,
 ) -> Any:
     """Load a whole pipeline and return the plain diffusers pipeline that `model_index.json` names.
 
@@ -34,10 +36,14 @@ def load_pipeline(
             accelerator that torch finds, else the CPU.
         revision: branch, tag or commit, where the model is on a hub.
         variant: such as "fp16" for weights in "model.fp16.safetensors".
+        memory_limit: bytes, or such as "8GB", for weights and activations of all components, which take turns: what
+            does not fit is streamed from the checkpoint.
+        host_memory_limit: the same for the host's memory; on the CPU the smaller of the two counts.
 
     Raises:
         ComponentError: the folder is no pipeline, or a component, its class or its files are missing.
         CheckpointError: weights are damaged, unsafe, or do not match their config.
+        MemoryLimitError: the limit is too small; no weight has been read.
 
     >>> import lading
     >>> type(lading.load_pipeline("shapes")).__name__
@@ -45,14 +51,22 @@ def load_pipeline(
     """
     folder = model_folder(model, None, revision, variant)
     index = read_config(folder / "model_index.json")
-    read_ahead(folder, variant)
+    if memory_limit is None and host_memory_limit is None:
+        read_ahead(folder, variant)
     from lading.loading.components import load_components  # torch and diffusers: the disk works meanwhile
     from lading.loading.network import construction
 
     pipeline_class = _pipeline_class(index.get("_class_name"), folder)
     if device == "auto":
         device = default_device()
-    components = load_components(folder, torch_dtype=torch_dtype, device=device, variant=variant)
+    components = load_components(
+        folder,
+        torch_dtype=torch_dtype,
+        device=device,
+        variant=variant,
+        memory_limit=memory_limit,
+        host_memory_limit=host_memory_limit,
+    )
     with construction():
         pipeline = pipeline_class.from_pretrained(str(folder), **components)
     pipeline.lading_components = components

@@ -13,19 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lading.checkpoint.arena import Arena
-from lading.checkpoint.reader import FileReader, new_scratch
-from lading.checkpoint.reading import THREADS, Reading
-from lading.errors import MemoryLimitError
-from lading.memory.image import Image, Weight, scratch_bytes
+from lading.checkpoint.arena import Arena, Scratch
+from lading.checkpoint.reader import FileReader
+from lading.checkpoint.reading import PIECE_BYTES, THREADS, Reading
+from lading.errors import CheckpointError, MemoryLimitError
+from lading.memory.image import Image, Weight
 from lading.memory.planner import Placement, Work, minimum_bytes, next_in_slot, place
-from lading.memory.trace import Trace, is_tracing
+from lading.memory.trace import Trace
 from lading.memory.units import Leaf, Unit, make_units, visits
 from lading.sizes import format_size
 
@@ -97,13 +97,6 @@ class _Route:
     following: Mapping[int, int]
 
 
-@dataclass
-class _Position(threading.local):
-    """Leaves that this thread has entered and not left."""
-
-    entered: list[torch.nn.Module] = field(default_factory=list)
-
-
 class Engine:
     """Computes one module within so many bytes for its weights.
 
@@ -113,6 +106,8 @@ class Engine:
         readers: of the files.
         leaves: in the order in which they run.
         fixed: names of parameters that must always be there.
+        unit_bytes: see `make_units`.
+        lock: held while the module computes; modules that take turns share one.
     """
 
     def __init__(
@@ -123,17 +118,19 @@ class Engine:
         leaves: tuple[Leaf, ...],
         fixed: frozenset[str],
         unit_bytes: int,
+        lock: threading.RLock | None = None,
     ) -> None:
         self.module = module
         self.statistics = Statistics()
+        self._weights = weights
         self._readers = readers
-        self._lock = threading.RLock()
-        self._position = _Position()
-        self._scratch = new_scratch()
+        self._lock = lock or threading.RLock()
+        self._scratch = Scratch(min(PIECE_BYTES, max(unit_bytes // 8, 1 << 16)))
         self.units: tuple[Unit, ...] = make_units(leaves, unit_bytes)
         self._images = [Image({name: weights[name] for name in unit.parameters}) for unit in self.units]
         self._fixed_image = Image({name: weights[name] for name in sorted(fixed)})
-        self._staging = scratch_bytes([*self._images, self._fixed_image], THREADS)
+        casts = any(image.casts for image in (*self._images, self._fixed_image))
+        self._staging = THREADS * self._scratch.nbytes if casts else 0
         self._fixed = _Seat(-1, Arena(0, self._fixed_image.nbytes), self._fixed_image, None)
         self._routes: dict[str, _Route] = {}
         self._route: _Route | None = None
@@ -141,12 +138,16 @@ class Engine:
         self._seats: list[_Seat] = []
         self._slots: list[_Slot] = []
         self.placement: Placement | None = None
-        self._active = False
+        self.active = False
         self._home = {leaf.name: number for number, unit in enumerate(self.units) for leaf in unit.leaves}
         self._places = parameter_places(module)
-        self._hooks = list(self._install())
         self.on_activate: Callable[[], None] = lambda: None
         self._bind(self._fixed)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read a parameter from its file, whatever is in memory."""
+        weight = self._weights[name]
+        return self._readers[weight.info.file].tensor(weight.info, weight.dtype)
 
     @property
     def overhead_bytes(self) -> int:
@@ -192,6 +193,8 @@ class Engine:
             self._route = self._routes.get(name, self._route)
             self._visit = -1
             self.statistics.calls += 1
+            self.resume()
+            self._await(self._fixed)
             try:
                 yield
             finally:
@@ -209,15 +212,15 @@ class Engine:
             for slot in self._slots:
                 slot.unit = None
                 slot.arena.discard()
-            self._active = False
+            self.active = False
 
     def resume(self) -> None:
         """Start to read what stays and what comes first; the module may be called at once."""
         with self._lock:
-            if self._active or self.placement is None:
+            if self.active or self.placement is None:
                 return
             self.on_activate()
-            self._active = True
+            self.active = True
             self._read(self._fixed)
             order = self._route.visits if self._route is not None else range(len(self.units))
             for unit in dict.fromkeys((*order, *range(len(self.units)))):
@@ -229,26 +232,15 @@ class Engine:
                     self._read(seat)
 
     def release(self) -> None:
-        """Stop, remove the hooks and give everything back; the module keeps parameters without values."""
+        """Stop and give everything back; the module keeps parameters without values."""
         with self._lock:
             self.suspend()
-            for hook in self._hooks:
-                hook.remove()
             for image in (*self._images, self._fixed_image):
                 for name in image.names:
                     self._set(name, torch.empty_like(self._now(name), device="meta"))
             self._seats, self._slots = [], []
             for reader in self._readers.values():
                 reader.close()
-
-    def true_weights(self, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
-        """Read parameters from their files: key -> parameter name in, key -> tensor out."""
-        found: dict[str, torch.Tensor] = {}
-        images = {name: (number, image) for number, image in enumerate(self._images) for name in image.names}
-        images |= dict.fromkeys(self._fixed_image.names, (-1, self._fixed_image))
-        for key, name in names.items():
-            found[key] = images[name][1].read(name, self._readers)
-        return found
 
     def _work(self, order: tuple[int, ...], flops: Mapping[str, int], rates: Rates) -> Work:
         seconds = []
@@ -282,44 +274,28 @@ class Engine:
         assert parameter is not None
         return parameter
 
-    def _install(self) -> Iterator[Any]:
-        modules = dict(self.module.named_modules())
-        for name, unit in self._home.items():
-            leaf = modules[name]
-            yield leaf.register_forward_pre_hook(lambda part, _, unit=unit: self._enter(part, unit), prepend=True)
-            yield leaf.register_forward_hook(lambda part, *_: self._leave(part), always_call=True)
-            yield leaf.register_full_backward_pre_hook(lambda part, _, unit=unit: self._need(unit))
+    def need(self, name: str) -> None:
+        """Have the weights of a module in their place, and let go of the unit before.
 
-    def _enter(self, part: torch.nn.Module, unit: int) -> None:
-        if is_tracing():
-            return
-        self._lock.acquire()
-        try:
-            self._need(unit)
-        except BaseException:
-            self._lock.release()
-            raise
-        self._position.entered.append(part)
-
-    def _leave(self, part: torch.nn.Module) -> None:
-        if self._position.entered and self._position.entered[-1] is part:
-            self._position.entered.pop()
-            self._lock.release()
-
-    def _need(self, unit: int) -> None:
-        """Have a unit's weights in their place, and let go of the unit before."""
+        Raises:
+            CheckpointError: they cannot be read any more.
+        """
         with self._lock:
             self.resume()
-            self._go_on(unit)
             self._await(self._fixed)
-            seat = self._seats[unit]
-            if seat.slot is not None and self._slots[seat.slot].unit != unit:
-                self._displace(seat)
-            elif seat.reading is None or seat.reading.done:
-                self.statistics.hits += 1
-            else:
-                self.statistics.late += 1
-            self._await(seat)
+            if name in self._home:
+                self._need(self._home[name])
+
+    def _need(self, unit: int) -> None:
+        self._go_on(unit)
+        seat = self._seats[unit]
+        if seat.slot is not None and self._slots[seat.slot].unit != unit:
+            self._displace(seat)
+        elif seat.reading is None or seat.reading.done:
+            self.statistics.hits += 1
+        else:
+            self.statistics.late += 1
+        self._await(seat)
 
     def _go_on(self, unit: int) -> None:
         """Move along the route; the slot of the visit that ends gets what it holds next."""
@@ -361,12 +337,14 @@ class Engine:
         start = time.perf_counter()
         try:
             seat.reading.wait()
-        except BaseException:
+        except BaseException as error:
             seat.reading = None
             if seat.slot is not None:
                 self._slots[seat.slot].unit = None
             else:
                 self.suspend()
+            if isinstance(error, CheckpointError):
+                raise CheckpointError(f"{error} (it was read for {seat.image.names[0]})") from None
             raise
         finally:
             self.statistics.waited_seconds += time.perf_counter() - start

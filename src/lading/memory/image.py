@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lading.checkpoint.arena import BLOCK, Arena, Scratch, block_ceiling, block_floor
+from lading.checkpoint.arena import Arena, Scratch, block_ceiling, block_floor
 from lading.checkpoint.dtypes import packed_shape, torch_dtype_of
 from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.reader import FileReader
@@ -77,11 +77,6 @@ class Image:
         """Of the parameters."""
         return tuple(self._weights)
 
-    def read(self, name: str, readers: Mapping[Path, FileReader]) -> torch.Tensor:
-        """Read one parameter into memory of its own."""
-        weight = self._weights[name]
-        return readers[weight.info.file].tensor(weight.info, weight.dtype)
-
     def tensors(self, arena: Arena, base: int) -> dict[str, torch.Tensor]:
         """Return the parameters as views of an arena that holds the image from `base` on."""
         found = {}
@@ -134,10 +129,3 @@ def _stretches(infos: Mapping[str, TensorInfo]) -> Iterable[list[str]]:
         end = max(end, info.end)
     if group:
         yield group
-
-
-def scratch_bytes(images: Iterable[Image], threads: int) -> int:
-    """Return what casts take while they run."""
-    from lading.checkpoint.reading import PIECE_BYTES
-
-    return threads * (PIECE_BYTES + 2 * BLOCK) if any(image.casts for image in images) else 0

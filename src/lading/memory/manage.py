@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_flatten
+from torch.utils.hooks import RemovableHandle
 
 from lading.checkpoint.header import FileInventory
 from lading.checkpoint.reader import FileReader
@@ -27,6 +31,40 @@ ENTRIES = ("forward", "encode", "decode")
 _log = logging.getLogger(__name__)
 
 Signature = tuple[Any, ...]
+
+_ATTRIBUTE = "lading_manager"
+_FEWEST_UNITS = 24
+"""Small modules are cut into at least about so many units, so that a part of them can stay."""
+
+
+class _Position(threading.local):
+    """Modules that this thread has entered and not left."""
+
+    def __init__(self) -> None:
+        self.entered: list[torch.nn.Module] = []
+
+
+class Stage:
+    """Modules that take turns under one limit: only the one that computes has its weights in memory."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._managers: weakref.WeakSet[Manager] = weakref.WeakSet()
+
+    def join(self, manager: Manager) -> None:
+        self._managers.add(manager)
+
+    def enter(self, manager: Manager) -> None:
+        """Send all others off."""
+        for other in list(self._managers):
+            if other is not manager:
+                other.suspend()
+
+    def buffers(self) -> int:
+        """Bytes of all modules' buffers, which stay."""
+        return sum(
+            buffer.nbytes for manager in self._managers for buffer in manager.module.buffers() if not buffer.is_meta
+        )
 
 
 @dataclass(frozen=True)
@@ -81,20 +119,26 @@ class Manager:
         inventories: tuple[FileInventory, ...],
         memory_limit: int | str,
         examples: Mapping[str, tuple[tuple[Any, ...], Mapping[str, Any]]] | None = None,
-        unit_bytes: int = UNIT_BYTES,
+        unit_bytes: int | None = None,
         rates: Rates | None = None,
+        stage: Stage | None = None,
     ) -> None:
         self.module = module
         self._weights = dict(weights)
         self._inventories = inventories
         self._limit = parse_size(memory_limit)
-        self._unit_bytes = unit_bytes
+        self._stage = stage or Stage()
+        self._stage.join(self)
+        total = sum(weight.nbytes for weight in self._weights.values())
+        self._unit_bytes = unit_bytes or max(min(UNIT_BYTES, total // _FEWEST_UNITS), 1)
         self._rates = rates or Rates()
         self._traces: dict[str, Trace] = {}
         self._known: dict[str, list[Signature]] = {}
         self._engine: Engine | None = None
         self._plan: ModulePlan | None = None
         self._originals: dict[str, Callable[..., Any]] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._position = _Position()
         for entry, (args, kwargs) in (examples or {}).items():
             self._learn(entry, args, kwargs)
         try:
@@ -103,12 +147,19 @@ class Manager:
             self.release()
             raise
         self._wrap()
+        module.__dict__[_ATTRIBUTE] = self
+        self._hooks = list(self._install())
 
     @property
     def plan(self) -> ModulePlan:
         """Where the weights live now; `print` it."""
         assert self._plan is not None
         return self._plan
+
+    @property
+    def active(self) -> bool:
+        """Whether the module's weights take memory now."""
+        return self._engine is not None and self._engine.active
 
     def stats(self) -> Statistics:
         """What streaming did so far."""
@@ -135,16 +186,18 @@ class Manager:
 
     def suspend(self) -> None:
         """Give the weights' memory back until the next call."""
-        assert self._engine is not None
-        self._engine.suspend()
+        if self._engine is not None:
+            self._engine.suspend()
 
     def release(self) -> None:
         """End the management: threads, files and memory go, and the module's parameters have no values any more."""
+        for hook in self._hooks:
+            hook.remove()
         if self._engine is not None:
             self._engine.release()
             self._engine = None
-        for entry in self._originals:
-            self.module.__dict__.pop(entry, None)
+        for attribute in (*self._originals, "_apply", _ATTRIBUTE):
+            self.module.__dict__.pop(attribute, None)
         self._originals = {}
 
     def _wrap(self) -> None:
@@ -153,16 +206,79 @@ class Manager:
             if callable(original):
                 self._originals[entry] = original
                 self.module.__dict__[entry] = self._wrapped(entry, original)
+        self.module.__dict__["_apply"] = self._apply
+
+    def _apply(self, change: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> torch.nn.Module:
+        """What `to`, `half` and their like come to: nothing where nothing changes, else an error.
+
+        Raises:
+            LadingError: the module would move or change its dtype, which the limit does not allow for.
+        """
+        for dtype in {weight.dtype for weight in self._weights.values()}:
+            probe = torch.empty(0, dtype=dtype)
+            changed = change(probe)
+            if changed.dtype != dtype or changed.device != probe.device:
+                raise LadingError(
+                    f"{type(self.module).__name__} is kept under a memory limit in {dtype} on the CPU: load it with "
+                    f"the dtype and device that it is to have, or end the limit with lading_manager.release()"
+                )
+        return self.module
+
+    def _install(self) -> Iterator[RemovableHandle]:
+        """Hook every module that has parameters of its own."""
+        held: dict[torch.nn.Module, dict[str, str]] = {}
+        for name, places in parameter_places(self.module).items():
+            for part, attribute in places:
+                held.setdefault(part, {})[attribute] = name
+        for name, part in self.module.named_modules():
+            if part in held:
+                yield part.register_forward_pre_hook(lambda part, _, name=name: self._enter(part, name), prepend=True)
+                yield part.register_forward_hook(lambda part, *_: self._leave(part), always_call=True)
+                yield part.register_full_backward_pre_hook(lambda _, __, name=name: self._need(name))
+                yield part.register_state_dict_post_hook(partial(self._fill_state_dict, names=held[part]))
+
+    def _enter(self, part: torch.nn.Module, name: str) -> None:
+        """Have a module's weights in their place, and keep other threads out until it has computed."""
+        if is_tracing():
+            return
+        self._stage.lock.acquire()
+        try:
+            self._need(name)
+        except BaseException:
+            self._stage.lock.release()
+            raise
+        self._position.entered.append(part)
+
+    def _leave(self, part: torch.nn.Module) -> None:
+        """End what `_enter` began, also after an exception; not what failed to begin."""
+        if self._position.entered and self._position.entered[-1] is part:
+            self._position.entered.pop()
+            self._stage.lock.release()
+
+    def _need(self, name: str) -> None:
+        with self._stage.lock:
+            assert self._engine is not None
+            self._engine.need(name)
+
+    def _fill_state_dict(
+        self, part: torch.nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any, names: Mapping[str, str]
+    ) -> None:
+        """Put true weights into a state dict: a slot may hold another unit's, and a suspended module has none."""
+        assert self._engine is not None
+        for attribute, name in names.items():
+            if prefix + attribute in state_dict:
+                state_dict[prefix + attribute] = self._engine.read(name)
 
     def _wrapped(self, entry: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             if is_tracing():
                 return original(*args, **kwargs)
-            self._learn(entry, args, kwargs)
-            assert self._engine is not None
-            with self._engine.entry(entry):
-                return original(*args, **kwargs)
+            with self._stage.lock:
+                self._learn(entry, args, kwargs)
+                assert self._engine is not None
+                with self._engine.entry(entry):
+                    return original(*args, **kwargs)
 
         return call
 
@@ -182,8 +298,15 @@ class Manager:
             activation = max(before.activation_bytes, found.activation_bytes)
             found = Trace(found.calls, activation, before.fixed | found.fixed)
         self._traces[entry] = found
-        if self._engine is not None:
+        try:
+            if self._engine is not None:
+                self._replan()
+        except MemoryLimitError:
+            del self._traces[entry]
+            if before is not None:
+                self._traces[entry] = before
             self._replan()
+            raise
         self._known.setdefault(entry, []).append(signature)
 
     def _replan(self) -> None:
@@ -193,9 +316,12 @@ class Manager:
             if engine is not None:
                 engine.release()
             readers = {inventory.file: FileReader(inventory, "stream") for inventory in self._inventories}
-            engine = self._engine = Engine(self.module, self._weights, readers, leaves, fixed, self._unit_bytes)
+            engine = self._engine = Engine(
+                self.module, self._weights, readers, leaves, fixed, self._unit_bytes, self._stage.lock
+            )
+            engine.on_activate = lambda: self._stage.enter(self)
         activation = max((trace.activation_bytes for trace in self._traces.values()), default=0)
-        buffers = sum(buffer.nbytes for buffer in self.module.buffers() if not buffer.is_meta)
+        buffers = self._stage.buffers()
         try:
             placement = engine.set_placement(self._limit - activation - buffers, self._traces, self._rates)
         except MemoryLimitError:
@@ -236,6 +362,18 @@ class Manager:
                 nbytes = sum(self._weights[parameter].nbytes for parameter in parameters)
                 leaves.append(Leaf(name, parameters, nbytes, flops.get(name, 0)))
         return tuple(leaves), frozenset(fixed)
+
+
+def manager_of(module: torch.nn.Module) -> Manager:
+    """Return what keeps a module within its limit.
+
+    Raises:
+        LadingError: the module was not loaded under a limit.
+    """
+    manager = module.__dict__.get(_ATTRIBUTE)
+    if not isinstance(manager, Manager):
+        raise LadingError(f"{type(module).__name__} is under no memory limit: load it with memory_limit=...")
+    return manager
 
 
 def _signature(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Signature:

@@ -67,7 +67,9 @@ def place(work: Work, memory: int) -> Placement | None:
     """Return the placement that makes a call fastest within so many bytes, or None if none fits."""
     fitting = [candidate for candidate in _candidates(work) if candidate.nbytes <= memory]
     best: Placement | None = None
-    for candidate in sorted(fitting, key=lambda candidate: (candidate.seconds, candidate.nbytes)):
+    for candidate in sorted(
+        fitting, key=lambda candidate: (candidate.seconds, candidate.streamed_bytes, candidate.nbytes)
+    ):
         if best is not None and candidate.seconds >= best.seconds:
             break  # so far, seconds is only what no schedule can beat
         simulated = _timed(candidate, simulate(work, candidate))
