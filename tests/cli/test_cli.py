@@ -104,11 +104,19 @@ def test_a_terminal_shows_a_bar_over_the_steps(tmp_path: Path) -> None:
     assert b"4/4" in shown
 
 
+def test_a_memory_limit_changes_no_pixel(drawn: tuple[Path, str, str], tmp_path: Path) -> None:
+    out = tmp_path / "limited.png"
+    assert main(["generate", PROMPT, "--memory-limit", "6MB", "--host-memory-limit", "1GB", "--out", str(out)]) == 0
+    assert np.array_equal(pixels(out), pixels(drawn[0]))
+
+
 BAD_REQUESTS: dict[str, tuple[list[str], str]] = {
     "no such model": (["--model", "/nowhere"], "no such folder"),
     "a height that does not divide": (["--height", "65"], "use 64 or 72"),
     "no such folder for the picture": (["--out", "/nowhere/a.png"], "no folder /nowhere"),
     "no such format": (["--out", "a.safetensors"], "use .png"),
+    "no such size": (["--memory-limit", "much"], "is not a size"),
+    "too small a limit": (["--memory-limit", "1kB"], "give it at least"),
     "no such dtype": (["--dtype", "float7"], "no dtype 'float7'"),
     "no such variant": (["--variant", "fp8"], "variant 'fp8'"),
     "frames of a picture": (["--num-frames", "5"], "takes no num_frames"),

@@ -23,6 +23,8 @@ from lading.cli.progress import Steps
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same picture.")
 @click.option("--device", help="Such as cpu or cuda:1; by default the accelerator that torch finds, else the CPU.")
 @click.option("--dtype", help="Such as bfloat16; by default what each class's own from_pretrained chooses.")
+@click.option("--memory-limit", help="Such as 8GB, for weights and activations; what does not fit is streamed.")
+@click.option("--host-memory-limit", help="The same for the host's memory.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--variant", help='Such as fp16, for weights in "model.fp16.safetensors".')
 @click.option("--out", type=click.Path(path_type=Path), default=Path("picture.png"), show_default=True)
@@ -39,6 +41,8 @@ def command(
     seed: int,
     device: str | None,
     dtype: str | None,
+    memory_limit: str | None,
+    host_memory_limit: str | None,
     revision: str | None,
     variant: str | None,
     out: Path,
@@ -57,7 +61,9 @@ def command(
     folder = model_folder(model, None, revision, variant)
     latent = latent_of(folder, request)
     start = time.perf_counter()
-    pipeline = load_pipeline(folder, dtype, device or "auto", variant=variant)
+    limits = {"memory_limit": memory_limit, "host_memory_limit": host_memory_limit}
+    device = device or ("auto" if memory_limit is None and host_memory_limit is None else None)
+    pipeline = load_pipeline(folder, dtype, device, variant=variant, **limits)
     loaded = time.perf_counter()
     if not as_json:
         click.echo(pipeline.lading_components)

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from lading.checkpoint.header import FileInventory
 from lading.checkpoint.reader import FileReader
 from lading.errors import LadingError, MemoryLimitError
+from lading.memory.allocator import return_freed_memory
 from lading.memory.engine import Engine, Rates, Statistics, parameter_places
 from lading.memory.image import Weight
 from lading.memory.planner import Placement
@@ -123,6 +124,7 @@ class Manager:
         rates: Rates | None = None,
         stage: Stage | None = None,
     ) -> None:
+        return_freed_memory()
         self.module = module
         self._weights = dict(weights)
         self._inventories = inventories
@@ -149,6 +151,10 @@ class Manager:
         self._wrap()
         module.__dict__[_ATTRIBUTE] = self
         self._hooks = list(self._install())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Manager:
+        """Copies of the module for a trace share its manager."""
+        return self
 
     @property
     def plan(self) -> ModulePlan:

@@ -7,6 +7,8 @@ their leaf are *fixed*: they have to be there all the time.
 
 from __future__ import annotations
 
+import copy
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 
 
+_log = logging.getLogger(__name__)
 _state = threading.local()
 
 
@@ -87,6 +90,7 @@ def trace(
     Raises:
         LadingError: the module decides by values that only real data has; let a real call be the trace.
     """
+    module = _twin(module)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = torch.device(device)
 
@@ -115,6 +119,26 @@ def trace(
     finally:
         _state.tracing = False
     return Trace(tuple(observer.calls()), observer.peak, frozenset(observer.fixed))
+
+
+def _twin(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a module of the same structure without weights: what it remembers of a traced call, nobody must use.
+
+    Rotary embeddings, for one, are cached by many networks, and a cached tensor without data would spoil real calls.
+    """
+    memo: dict[int, Any] = {
+        id(parameter): torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for parameter in module.parameters()
+    }
+    memo |= {id(buffer): buffer for buffer in module.buffers()}
+    try:
+        twin = copy.deepcopy(module, memo)
+    except (TypeError, RuntimeError) as error:
+        _log.debug("%s is traced itself, as it cannot be copied: %s", type(module).__name__, error)
+        return module
+    for attribute in [name for name, value in vars(twin).items() if callable(value) and hasattr(type(twin), name)]:
+        del twin.__dict__[attribute]  # a wrapped method would lead back to the module
+    return twin
 
 
 def _call(module: torch.nn.Module, state: dict[str, torch.Tensor], entry: str, args: Any, kwargs: Any) -> None:
