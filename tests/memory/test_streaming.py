@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
@@ -237,6 +238,41 @@ def test_gradients_of_inputs_and_adapters_equal_the_resident_models(odd: Path, c
     assert manager_of(streamed).plan.placement.slots
     assert len(found) == len(expected) == 2
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def add_adapter(model: Any, name: str, seed: int) -> None:
+    targets = ["to_q", "to_v", "ff.net.2"]
+    model.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False), name)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter_name, parameter in model.named_parameters():
+        if f".{name}." in parameter_name:
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # several adapters are meant
+@pytest.mark.parametrize("before", [True, False])
+def test_adapters_come_and_go_under_streaming(before: bool) -> None:
+    folder = shipped_model() / "unet"
+    resident = load_model(UNet2DConditionModel, folder, torch_dtype="float32")
+    streamed = load_model(UNet2DConditionModel, folder, torch_dtype="float32", memory_limit="9MB")
+    with torch.no_grad():
+        plain = run_unet(resident)
+        if not before:
+            assert torch.equal(run_unet(streamed), plain)
+        changes: list[Callable[[Any], Any]] = [
+            lambda model: add_adapter(model, "one", 1),
+            lambda model: add_adapter(model, "two", 2),
+            lambda model: model.set_adapters(["one", "two"], [0.5, 2.0]),
+            lambda model: model.disable_adapters(),
+            lambda model: model.enable_adapters(),
+            lambda model: model.delete_adapters("one"),
+        ]
+        for change in changes:
+            change(resident)
+            change(streamed)
+            assert torch.equal(run_unet(streamed), run_unet(resident))
+        assert not torch.equal(run_unet(streamed), plain)
+        assert manager_of(streamed).plan.placement.slots
 
 
 def test_state_dict_and_saving_give_the_true_weights(odd: Path, tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ class Engine:
 
     Args:
         module: whose parameters are on the meta device, or anything that the weights replace.
-        weights: parameter name -> where its bytes are. Parameters of one tensor are all named.
+        places: parameter name -> the modules that hold it, see `parameter_places`; they stay where adapters wrap them.
+        weights: parameter name -> where its bytes are.
         readers: of the files.
         leaves: in the order in which they run.
         fixed: names of parameters that must always be there.
@@ -113,6 +114,7 @@ class Engine:
     def __init__(
         self,
         module: torch.nn.Module,
+        places: Mapping[str, list[tuple[torch.nn.Module, str]]],
         weights: Mapping[str, Weight],
         readers: Mapping[Path, FileReader],
         leaves: tuple[Leaf, ...],
@@ -140,7 +142,7 @@ class Engine:
         self.placement: Placement | None = None
         self.active = False
         self._home = {leaf.name: number for number, unit in enumerate(self.units) for leaf in unit.leaves}
-        self._places = parameter_places(module)
+        self._places = places
         self.on_activate: Callable[[], None] = lambda: None
         self._bind(self._fixed)
 

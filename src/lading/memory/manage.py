@@ -6,6 +6,7 @@ import functools
 import logging
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from lading.memory.allocator import return_freed_memory
 from lading.memory.engine import Engine, Rates, Statistics, parameter_places
 from lading.memory.image import Weight
 from lading.memory.planner import Placement
-from lading.memory.trace import Trace, is_tracing, trace
+from lading.memory.trace import Call, Trace, is_tracing, trace
 from lading.memory.units import UNIT_BYTES, Leaf, Unit
 from lading.sizes import format_size, parse_size
 
@@ -50,22 +51,28 @@ class Stage:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self._lock = threading.Lock()
         self._managers: weakref.WeakSet[Manager] = weakref.WeakSet()
 
     def join(self, manager: Manager) -> None:
-        self._managers.add(manager)
+        """Add a module; components that load side by side join from several threads."""
+        with self._lock:
+            self._managers.add(manager)
 
     def enter(self, manager: Manager) -> None:
         """Send all others off."""
-        for other in list(self._managers):
+        for other in self._members():
             if other is not manager:
                 other.suspend()
 
     def buffers(self) -> int:
         """Bytes of all modules' buffers, which stay."""
-        return sum(
-            buffer.nbytes for manager in self._managers for buffer in manager.module.buffers() if not buffer.is_meta
-        )
+        buffers = (buffer for manager in self._members() for buffer in manager.module.buffers())
+        return sum(buffer.nbytes for buffer in buffers if not buffer.is_meta)
+
+    def _members(self) -> list[Manager]:
+        with self._lock:
+            return list(self._managers)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class ModulePlan:
     Attributes:
         limit: bytes for everything.
         activation_bytes: the most that tensors of a call take, workspaces included.
-        other_bytes: buffers, fixed parameters and staging.
+        other_bytes: buffers, adapters, fixed parameters and staging.
     """
 
     name: str
@@ -98,7 +105,7 @@ class ModulePlan:
             ("resident", placement.nbytes - slots, f"{len(placement.resident)} of {len(self.units)} units"),
             ("slots", slots, f"{len(placement.slots)} of {format_size(placement.slot_bytes)}"),
             ("activations", self.activation_bytes, ""),
-            ("other", self.other_bytes, "buffers, fixed parameters, staging"),
+            ("other", self.other_bytes, "buffers, adapters, fixed parameters, staging"),
             ("peak", self.peak_bytes, ""),
             ("streamed", placement.streamed_bytes, f"a call, predicted {placement.seconds:.2f} s"),
         )
@@ -141,6 +148,10 @@ class Manager:
         self._originals: dict[str, Callable[..., Any]] = {}
         self._hooks: list[RemovableHandle] = []
         self._position = _Position()
+        self._places = parameter_places(module)
+        self._modules = dict(module.named_modules())
+        self._names = {id(part): name for name, part in self._modules.items()}
+        self._added_bytes = 0
         for entry, (args, kwargs) in (examples or {}).items():
             self._learn(entry, args, kwargs)
         try:
@@ -226,17 +237,17 @@ class Manager:
             if changed.dtype != dtype or changed.device != probe.device:
                 raise LadingError(
                     f"{type(self.module).__name__} is kept under a memory limit in {dtype} on the CPU: load it with "
-                    f"the dtype and device that it is to have, or end the limit with lading_manager.release()"
+                    f"the dtype and device that it is to have, or end the limit with manager_of(...).release()"
                 )
         return self.module
 
     def _install(self) -> Iterator[RemovableHandle]:
         """Hook every module that has parameters of its own."""
         held: dict[torch.nn.Module, dict[str, str]] = {}
-        for name, places in parameter_places(self.module).items():
+        for name, places in self._places.items():
             for part, attribute in places:
                 held.setdefault(part, {})[attribute] = name
-        for name, part in self.module.named_modules():
+        for name, part in self._modules.items():
             if part in held:
                 yield part.register_forward_pre_hook(lambda part, _, name=name: self._enter(part, name), prepend=True)
                 yield part.register_forward_hook(lambda part, *_: self._leave(part), always_call=True)
@@ -281,6 +292,7 @@ class Manager:
             if is_tracing():
                 return original(*args, **kwargs)
             with self._stage.lock:
+                self._notice_adapters()
                 self._learn(entry, args, kwargs)
                 assert self._engine is not None
                 with self._engine.entry(entry):
@@ -294,7 +306,7 @@ class Manager:
         if any(_covers(known, signature) for known in self._known.get(entry, ())):
             return
         try:
-            found = trace(self.module, args, kwargs, entry, {name: w.dtype for name, w in self._weights.items()})
+            found = self._translated(trace(self.module, args, kwargs, entry))
         except LadingError as error:
             _log.warning("%s: the plan does not count activations", error)
             self._known.setdefault(entry, []).append(signature)
@@ -315,6 +327,34 @@ class Manager:
             raise
         self._known.setdefault(entry, []).append(signature)
 
+    def _translated(self, found: Trace) -> Trace:
+        """Give leaves and parameters the names that they had before adapters wrapped them, and drop the adapters'."""
+        now = dict(self.module.named_modules())
+        calls = [
+            Call(self._names[id(now[call.leaf])], call.flops)
+            for call in found.calls
+            if id(now[call.leaf]) in self._names
+        ]
+        fixed = set()
+        for name in found.fixed:
+            path, _, attribute = name.rpartition(".")
+            fixed |= {
+                old
+                for old, places in self._places.items()
+                if any(part is now[path] and other == attribute for part, other in places)
+            }
+        return Trace(tuple(calls), found.activation_bytes, frozenset(fixed))
+
+    def _notice_adapters(self) -> None:
+        """Plan anew when parameters came that no checkpoint holds, or went: they take memory, and change the calls."""
+        own = {id(part._parameters[attribute]) for places in self._places.values() for part, attribute in places}
+        added = sum(parameter.nbytes for parameter in self.module.parameters() if id(parameter) not in own)
+        if added != self._added_bytes:
+            self._added_bytes = added
+            self._known.clear()
+            self._traces.clear()
+            self._replan()
+
     def _replan(self) -> None:
         leaves, fixed = self._leaves()
         engine = self._engine
@@ -323,50 +363,52 @@ class Manager:
                 engine.release()
             readers = {inventory.file: FileReader(inventory, "stream") for inventory in self._inventories}
             engine = self._engine = Engine(
-                self.module, self._weights, readers, leaves, fixed, self._unit_bytes, self._stage.lock
+                self.module,
+                self._places,
+                self._weights,
+                readers,
+                leaves,
+                fixed,
+                self._unit_bytes,
+                self._stage.lock,
             )
             engine.on_activate = lambda: self._stage.enter(self)
         activation = max((trace.activation_bytes for trace in self._traces.values()), default=0)
-        buffers = self._stage.buffers()
+        others = self._stage.buffers() + self._added_bytes
         try:
-            placement = engine.set_placement(self._limit - activation - buffers, self._traces, self._rates)
+            placement = engine.set_placement(self._limit - activation - others, self._traces, self._rates)
         except MemoryLimitError:
-            minimum = engine.minimum_bytes() + activation + buffers
+            minimum = engine.minimum_bytes() + activation + others
             raise MemoryLimitError(
                 f"{type(self.module).__name__} cannot run in {format_size(self._limit)}: it needs "
                 f"{format_size(activation)} for activations and {format_size(minimum - activation)} for weights that "
                 f"pass through: give it at least {minimum} bytes, or smaller inputs",
                 minimum,
             ) from None
-        other = engine.overhead_bytes + buffers
-        self._plan = ModulePlan(type(self.module).__name__, self._limit, activation, other, placement, engine.units)
+        others += engine.overhead_bytes
+        self._plan = ModulePlan(type(self.module).__name__, self._limit, activation, others, placement, engine.units)
 
     def _leaves(self) -> tuple[tuple[Leaf, ...], frozenset[str]]:
         """The leaves in the order of the traces, then those that no trace has seen; and what has to stay."""
-        modules = dict(self.module.named_modules())
         own: dict[int, list[str]] = {}
-        for name, places in parameter_places(self.module).items():
+        for name, places in self._places.items():
             for owner, _ in places:
                 own.setdefault(id(owner), []).append(name)
-        fixed = set().union(*(trace.fixed for trace in self._traces.values()), *())
-        containers = [
-            part
-            for part in modules.values()
-            if id(part) in own and any(id(c) in own for c in part.modules() if c is not part)
-        ]
-        fixed |= {name for part in containers for name in own[id(part)]}
-        ordered = [call.leaf for trace in self._traces.values() for call in trace.calls]
-        ordered += [name for name, part in modules.items() if id(part) in own]
-        flops: dict[str, int] = {}
-        for trace_ in self._traces.values():
-            for call in trace_.calls:
-                flops[call.leaf] = flops.get(call.leaf, 0) + call.flops
+        fixed = {name for found in self._traces.values() for name in found.fixed}
+        for part in self._modules.values():
+            if id(part) in own and any(id(inner) in own for inner in part.modules() if inner is not part):
+                fixed.update(own[id(part)])
+        calls = [call for found in self._traces.values() for call in found.calls]
+        flops = Counter[str]()
+        for call in calls:
+            flops[call.leaf] += call.flops
+        ordered = [*(call.leaf for call in calls), *(name for name, part in self._modules.items() if id(part) in own)]
         leaves = []
         for name in dict.fromkeys(ordered):
-            parameters = tuple(dict.fromkeys(p for p in own[id(modules[name])] if p not in fixed))
+            parameters = tuple(dict.fromkeys(p for p in own[id(self._modules[name])] if p not in fixed))
             if parameters:
                 nbytes = sum(self._weights[parameter].nbytes for parameter in parameters)
-                leaves.append(Leaf(name, parameters, nbytes, flops.get(name, 0)))
+                leaves.append(Leaf(name, parameters, nbytes, flops[name]))
         return tuple(leaves), frozenset(fixed)
 
 

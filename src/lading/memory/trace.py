@@ -76,7 +76,6 @@ def trace(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     entry: str = "forward",
-    dtypes: Mapping[str, torch.dtype] | None = None,
     device: torch.device | str = "cpu",
 ) -> Trace:
     """Run a module on fake tensors and note what it does; neither its weights nor its inputs need data.
@@ -84,7 +83,6 @@ def trace(
     Args:
         args: tensors of any device, the meta device included; only shapes, dtypes and places count.
         entry: the method to call.
-        dtypes: of parameters and buffers that are to compute in another dtype than the one they have now.
         device: where the module computes.
 
     Raises:
@@ -94,9 +92,9 @@ def trace(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = torch.device(device)
 
-    def fake(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
         with mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device=device)
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
     state: dict[str, torch.Tensor] = {}
     twins: dict[int, torch.Tensor] = {}
@@ -105,7 +103,7 @@ def trace(
         *module.named_buffers(remove_duplicate=False),
     ):
         if id(tensor) not in twins:
-            twins[id(tensor)] = fake(tensor, (dtypes or {}).get(name))
+            twins[id(tensor)] = fake(tensor)
         state[name] = twins[id(tensor)]
     inputs = tree_map_only(torch.Tensor, fake, (args, dict(kwargs or {})))
     observer = _Observer(module, state)
