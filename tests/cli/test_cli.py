@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -110,11 +111,32 @@ def test_a_memory_limit_changes_no_pixel(drawn: tuple[Path, str, str], tmp_path:
     assert np.array_equal(pixels(out), pixels(drawn[0]))
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # two LoRAs are meant
+@pytest.mark.parametrize("limits", [[], ["--memory-limit", "7MB"]])
+def test_loras_are_drawn_with_as_diffusers_draws_with_them(tmp_path: Path, limits: list[str]) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(shipped_model())
+    for number in range(2):
+        pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False), "made")
+        layers = get_peft_model_state_dict(pipeline.unet, adapter_name="made")
+        pipeline.save_lora_weights(tmp_path, unet_lora_layers=layers, weight_name=f"{number}.safetensors")
+        pipeline.unet.delete_adapters("made")
+    for number in range(2):
+        pipeline.load_lora_weights(tmp_path, weight_name=f"{number}.safetensors", adapter_name=f"a{number}")
+    pipeline.set_adapters(["a0", "a1"], [1.0, 0.5])
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(PROMPT, num_inference_steps=3, generator=torch.Generator().manual_seed(0)).images[0]
+    out = tmp_path / "out.png"
+    loras = ["--lora", str(tmp_path / "0.safetensors"), "--lora", f"{tmp_path / '1.safetensors'}:0.5"]
+    assert main(["generate", PROMPT, "--steps", "3", *loras, *limits, "--out", str(out)]) == 0
+    assert np.array_equal(pixels(out), np.asarray(expected))
+
+
 BAD_REQUESTS: dict[str, tuple[list[str], str]] = {
     "no such model": (["--model", "/nowhere"], "no such folder"),
     "a height that does not divide": (["--height", "65"], "use 64 or 72"),
     "no such folder for the picture": (["--out", "/nowhere/a.png"], "no folder /nowhere"),
     "no such format": (["--out", "a.safetensors"], "use .png"),
+    "no such LoRA": (["--lora", "/nowhere.safetensors:2"], "/nowhere.safetensors: there is no such file"),
     "no such size": (["--memory-limit", "much"], "is not a size"),
     "too small a limit": (["--memory-limit", "1kB"], "give it at least"),
     "no such dtype": (["--dtype", "float7"], "no dtype 'float7'"),

@@ -23,6 +23,7 @@ from lading.cli.progress import Steps
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same picture.")
 @click.option("--device", help="Such as cpu or cuda:1; by default the accelerator that torch finds, else the CPU.")
 @click.option("--dtype", help="Such as bfloat16; by default what each class's own from_pretrained chooses.")
+@click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="A LoRA to draw with; may be repeated.")
 @click.option("--memory-limit", help="Such as 8GB, for weights and activations; what does not fit is streamed.")
 @click.option("--host-memory-limit", help="The same for the host's memory.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
@@ -41,6 +42,7 @@ def command(
     seed: int,
     device: str | None,
     dtype: str | None,
+    loras: tuple[str, ...],
     memory_limit: str | None,
     host_memory_limit: str | None,
     revision: str | None,
@@ -53,17 +55,19 @@ def command(
     Prints how each component was loaded, the latent's shape by axis, a bar over the steps, and where the picture is.
     """
     from lading.hub import model_folder
-    from lading.loading.generation import Request, check_output, draw, latent_of, save_frames
+    from lading.loading.generation import Request, add_loras, check_output, draw, latent_of, parse_lora, save_frames
     from lading.loading.pipeline import load_pipeline
 
     request = Request(prompt, seed, negative_prompt, height, width, num_frames, steps, guidance_scale)
     check_output(out)
+    adapters = [parse_lora(lora) for lora in loras]
     folder = model_folder(model, None, revision, variant)
     latent = latent_of(folder, request)
     start = time.perf_counter()
     limits = {"memory_limit": memory_limit, "host_memory_limit": host_memory_limit}
     device = device or ("auto" if memory_limit is None and host_memory_limit is None else None)
     pipeline = load_pipeline(folder, dtype, device, variant=variant, **limits)
+    add_loras(pipeline, adapters)
     loaded = time.perf_counter()
     if not as_json:
         click.echo(pipeline.lading_components)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lading.checkpoint import open_checkpoint
 from lading.errors import ComponentError, LadingError
 from lading.latents import LatentShape, latent_shape_of
 from lading.loading.configs import read_config
@@ -60,6 +61,44 @@ def latent_of(folder: Path, request: Request) -> LatentShape | None:
         return None
     default = denoiser_config["sample_size"] * 2 ** (len(vae_config["block_out_channels"]) - 1)
     return latent_shape_of(denoiser_config, vae_config, 1, request.height or default, request.width or default)
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """Return the file and the scale of "FILE" or "FILE:SCALE"; the scale is 1 by default.
+
+    Raises:
+        LadingError: there is no such file.
+
+    >>> parse_lora(f"{__file__}:0.5")[1]
+    0.5
+    """
+    path, _, number = text.rpartition(":")
+    try:
+        file, scale = (Path(path), float(number)) if path else (Path(text), 1.0)
+    except ValueError:
+        file, scale = Path(text), 1.0
+    if not file.is_file():
+        raise LadingError(f"{file}: there is no such file: name a LoRA, and its scale after a colon if it is not 1")
+    return file, scale
+
+
+def add_loras(pipeline: Any, loras: Sequence[tuple[Path, float]]) -> None:
+    """Add LoRAs, in the format that diffusers reads, to a pipeline, each with its scale.
+
+    Raises:
+        ComponentError: the pipeline takes none, or a file is none for it.
+    """
+    if loras and not hasattr(pipeline, "load_lora_weights"):
+        raise ComponentError(f"{type(pipeline).__name__} takes no LoRA: leave it out")
+    names = [f"lora_{number}" for number in range(len(loras))]
+    for name, (file, _) in zip(names, loras, strict=True):
+        open_checkpoint(file)  # which refuses what is no safe checkpoint
+        try:
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+        except (ValueError, KeyError, RuntimeError, OSError) as error:
+            raise ComponentError(f"{file}: no LoRA for {type(pipeline).__name__}: {error}") from error
+    if loras:
+        pipeline.set_adapters(names, [scale for _, scale in loras])
 
 
 def draw(pipeline: Any, request: Request, on_step: Callable[[int, int], None] | None = None) -> Sequence[Image]:
