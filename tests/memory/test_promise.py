@@ -54,7 +54,6 @@ def test_a_limit_is_kept_from_the_smallest_that_works_to_everything(name: str, t
         shapes = {name: list(parameter.shape) for name, parameter in CASES[name].build().named_parameters()}
     file = write_sparse(tmp_path / "model.safetensors", shapes)
     minimum = run(name, file, 1000, groups())["minimum"]
-    assert run(name, file, minimum - 1, groups()) == {"minimum": minimum}
     most = file.stat().st_size + minimum
     for step in range(STEPS):
         limit = minimum + (most - minimum) * step // (STEPS - 1)

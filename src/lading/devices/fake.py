@@ -37,7 +37,8 @@ class FakeDevice:
         self._rate = link_bytes_per_second
         self._pins: dict[int, int] = {}
         self._allocated: dict[int, int] = {}
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        weakref.finalize(self, self._queue.put, None)
         threading.Thread(target=_work, args=(self._queue,), name="fake-device", daemon=True).start()
 
     def empty(self, nbytes: int) -> torch.Tensor:
@@ -102,6 +103,6 @@ def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
     target.copy_(source)
 
 
-def _work(tasks: queue.SimpleQueue[Callable[[], None]]) -> None:
-    while True:
-        tasks.get()()
+def _work(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (task := tasks.get()) is not None:
+        task()
