@@ -29,6 +29,8 @@ def export(parts: Path, tokenizer: CLIPTokenizer, folder: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    tokenizer.backend_tokenizer.no_truncation()  # it remembers how training called it
+    tokenizer.backend_tokenizer.no_padding()
     for name in ("vae", "unet", "text_encoder"):
         getattr(pipeline, name).half()
     fresh = folder.with_name(f"{folder.name}.new")
