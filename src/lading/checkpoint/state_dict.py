@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,12 +59,14 @@ def read_state_dict(
     device: str | torch.device = "cpu",
     pin_memory: bool = False,
     on_bytes: OnBytes | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Load the tensors of an open checkpoint; see `load_state_dict`.
 
     Args:
         dtype_of: a tensor's name -> the dtype that it gets if it is floating-point; None keeps the stored one.
         on_bytes: told of bytes as they arrive, from several threads.
+        meanwhile: called while the files are read.
     """
     import torch
 
@@ -79,7 +82,7 @@ def read_state_dict(
         by_file.setdefault(info.file, {})[name] = info
     target = find_device(device)
     with Upload(target) if target is not None else nullcontext() as upload:
-        tensors = _read(checkpoint, by_file, dtype_of, on_bytes, upload)
+        tensors = _read(checkpoint, by_file, dtype_of, on_bytes, upload, meanwhile)
     for name in checkpoint:
         tensor = tensors.pop(name).to(device)
         tensors[name] = tensor.pin_memory() if pin_memory and tensor.device.type == "cpu" else tensor
@@ -92,6 +95,7 @@ def _read(
     dtype_of: DtypeOf,
     on_bytes: OnBytes | None,
     upload: Upload | None,
+    meanwhile: Callable[[], None] | None,
 ) -> dict[str, torch.Tensor]:
     """Read all files at once, to the CPU or by an upload."""
     scratch, loadings = Scratch(PIECE_BYTES), []
@@ -104,6 +108,8 @@ def _read(
                 loadings.append(FileReader(inventory, together=together).start(infos, dtype_of, on_bytes, scratch))
             else:
                 loadings.append(FileReader(inventory, "once").start_on(upload, infos, dtype_of, on_bytes))
+        if meanwhile is not None:
+            meanwhile()
         for loading in loadings:
             tensors.update(loading.wait())
     finally:

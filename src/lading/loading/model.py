@@ -102,19 +102,28 @@ def load_labelled(
         if device.type != "cpu":
             raise ComponentError(f"a memory limit is kept on the CPU, not on {device}: leave the device out")
         return load_streamed(model_class, checkpoint, config, dtype, dtype_of, memory, state_dict_converter)
+    built: list[torch.nn.Module] = []
+
+    def build() -> None:
+        built.append(build_empty(model_class, config, dtype if is_diffusers_model(model_class) else None))
+
+    itself = is_transformers_model(model_class) and state_dict_converter is None  # it builds and fills itself
     tensors: Mapping[str, torch.Tensor]
     if use_disk_map:
         tensors = DiskMap(path)
     else:
         converts = state_dict_converter is not None  # it gets what is stored, on the CPU
-        place = "cpu" if converts or is_transformers_model(model_class) else device
+        place = "cpu" if converts or itself else device
+        rule = as_stored if converts else dtype_of
         with loading_bar(label, checkpoint.nbytes) as on_bytes:
-            tensors = read_state_dict(checkpoint, as_stored if converts else dtype_of, place, on_bytes=on_bytes)
+            tensors = read_state_dict(checkpoint, rule, place, on_bytes=on_bytes, meanwhile=None if itself else build)
+    if itself:
+        return _load_transformers(model_class, config, tensors, dtype, source).to(device)
     if state_dict_converter is not None:
         tensors = state_dict_converter(tensors)
-    elif is_transformers_model(model_class):
-        return _load_transformers(model_class, config, tensors, dtype, source).to(device)
-    model = build_empty(model_class, config, dtype if is_diffusers_model(model_class) else None)
+    if not built:
+        build()
+    (model,) = built
     if is_diffusers_model(model_class):
         tensors = _with_current_names(model, tensors)
     placed = {}
