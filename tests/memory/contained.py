@@ -141,6 +141,7 @@ def main() -> None:
     from lading.loading.network import construction
     from lading.memory.image import Weight
     from lading.memory.manage import Manager
+    from lading.memory.trace import trace
 
     name, file, limit, group = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(2)
@@ -150,6 +151,8 @@ def main() -> None:
     weights = {name: Weight(checkpoint[name], torch.bfloat16) for name, _ in model.named_parameters()}
     inputs = case.inputs()
     Reading([]).wait()  # the threads are there
+    warm = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.SiLU())
+    trace(warm, (torch.zeros(1, 8, 8, 8),))  # which imports much at its first use
     torch.nn.functional.linear(_empty(8, 64), _empty(64, 64))
     torch.nn.functional.conv2d(_empty(1, 8, 8, 8), _empty(8, 8, 3, 3))
     before = _taken()
