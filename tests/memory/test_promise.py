@@ -48,7 +48,7 @@ def run(name: str, file: Path, limit: int, group: Path) -> dict[str, int]:
     return found
 
 
-KILLED = pytest.mark.xfail(reason="it takes some tens of MB more than its plan says, and is killed")
+KILLED = pytest.mark.xfail(reason="it takes some tens of MB more than its plan says, and is killed", strict=False)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=KILLED if name == "SD1.5 UNet" else ()) for name in CASES])
