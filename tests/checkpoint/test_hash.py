@@ -110,7 +110,7 @@ def test_hashing_40_gb_of_shards_takes_under_150_ms_of_cpu_and_no_torch(
     shards = write_shards(tmp_path, layout["tensors"], 9)
     assert sum(shard.stat().st_size for shard in shards) > 40e9
     runs = []
-    for _ in range(3):
+    for _ in range(15):  # the least of many: other work on the machine adds to a run, never takes away
         output = subprocess.run(
             [sys.executable, "-c", HASH_PROGRAM, *map(str, shards)], capture_output=True, text=True, check=True
         ).stdout.split()
