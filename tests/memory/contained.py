@@ -1,7 +1,8 @@
-"""A program that computes a network under a limit, inside a memory control group that makes the limit real.
+"""A program that computes a network under limits, inside a memory control group that makes each of them real.
 
-`python -m tests.memory.contained NAME FILE LIMIT GROUP` builds the network of that name, whose weights are in FILE,
-enters GROUP with the growth that LIMIT allows, and calls the network twice. It prints what it found as JSON.
+`python -m tests.memory.contained NAME FILE STEPS GROUP` builds the network of that name, whose weights are in FILE,
+and enters GROUP. For so many limits, from the smallest that works to one under which everything stays, it lets the
+group grow by what the limit allows, and calls the network twice. It prints what it found, a line of JSON a limit.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def main() -> None:
     from lading.memory.manage import Manager
     from lading.memory.trace import trace
 
-    name, file, limit, group = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+    name, file, steps, group = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(2)
     case, checkpoint = CASES[name], open_checkpoint(file)
     with construction(torch.bfloat16), skip_model_initialization():
@@ -156,25 +157,34 @@ def main() -> None:
     torch.nn.functional.linear(_empty(8, 64), _empty(64, 64))
     torch.nn.functional.conv2d(_empty(1, 8, 8, 8), _empty(8, 8, 3, 3))
     before = _taken()
-    _enter(group, limit + max(SLACK_BYTES, int(SLACK_SHARE * limit)))  # what was taken before stays with the parent
+    (group / "cgroup.procs").write_text(str(os.getpid()))  # what was taken before stays with the parent
+
+    def manage(limit: int) -> Manager:
+        return Manager(model, weights, checkpoint.inventories, limit, {case.entry: ((), inputs)})
+
     try:
-        manager = Manager(model, weights, checkpoint.inventories, limit, {case.entry: ((), inputs)})
+        manage(1000)
     except MemoryLimitError as error:
-        sys.stdout.write(json.dumps({"minimum": error.minimum}))
-        return
-    Path("/proc/self/clear_refs").write_text("5")
-    with torch.no_grad():
-        for _ in range(2):
-            getattr(model, case.entry)(**inputs)
-    peak = _status("VmHWM") - _status("VmRSS") + _taken() - before
-    plan = manager.plan
-    sys.stdout.write(json.dumps({"grown": peak, "planned": plan.peak_bytes, "streamed": plan.placement.streamed_bytes}))
+        minimum = error.minimum
+    for step in range(steps):
+        limit = minimum + checkpoint.nbytes * step // (steps - 1)
+        _allow(group, limit + max(SLACK_BYTES, int(SLACK_SHARE * limit)))
+        manager = manage(limit)
+        Path("/proc/self/clear_refs").write_text("5")
+        with torch.no_grad():
+            for _ in range(2):
+                getattr(model, case.entry)(**inputs)
+        grown = _status("VmHWM") - _status("VmRSS") + _taken() - before
+        plan = manager.plan
+        found = {"limit": limit, "grown": grown, "planned": plan.peak_bytes, "streamed": plan.placement.streamed_bytes}
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
+        manager.release()
 
 
-def _enter(group: Path, limit: int) -> None:
+def _allow(group: Path, nbytes: int) -> None:
     version_1 = (group / "memory.limit_in_bytes").exists()
-    (group / "cgroup.procs").write_text(str(os.getpid()))
-    (group / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(limit))
+    (group / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(nbytes))
 
 
 def _taken() -> int:
