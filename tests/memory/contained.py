@@ -141,7 +141,7 @@ def main() -> None:
     from lading.loading import skip_model_initialization
     from lading.loading.network import construction
     from lading.memory.image import Weight
-    from lading.memory.manage import Manager
+    from lading.memory.manage import Limits, Manager
     from lading.memory.trace import trace
 
     name, file, steps, group = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
@@ -160,7 +160,7 @@ def main() -> None:
     (group / "cgroup.procs").write_text(str(os.getpid()))  # what was taken before stays with the parent
 
     def manage(limit: int) -> Manager:
-        return Manager(model, weights, checkpoint.inventories, limit, {case.entry: ((), inputs)})
+        return Manager(model, weights, checkpoint.inventories, Limits(limit), {case.entry: ((), inputs)})
 
     try:
         manage(1000)

@@ -13,14 +13,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import LoraConfig
-from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 from lading import CheckpointError, LadingError, MemoryLimitError, load_model, load_pipeline, manager_of, shipped_model
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.reading import Reading
 from lading.memory.image import Weight
-from lading.memory.manage import Manager
+from lading.memory.manage import Limits, Manager
+from tests.memory.odd import Odd
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -112,47 +112,6 @@ def test_the_limit_can_be_moved_between_calls() -> None:
         assert manager_of(model).plan.placement.streamed_bytes == 0 < tight
         manager_of(model).set_limit("9MB")
         assert torch.equal(run_unet(model), first)
-
-
-class Odd(torch.nn.Module):
-    """Everything that is hard: a tie, a fixed parameter, a module called twice, one never called, one skipped."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.empty(64))
-        self.table = torch.nn.Embedding(50, 64)
-        self.blocks = torch.nn.ModuleList(torch.nn.Linear(64, 64) for _ in range(8))
-        self.twice = torch.nn.Linear(64, 64)
-        self.never = torch.nn.Linear(64, 64)
-        self.borrowed = torch.nn.Linear(64, 64)
-        self.head = torch.nn.Linear(64, 50, bias=False)
-        self.head.weight = self.table.weight
-        self.register_buffer("kept", torch.empty(64))
-        self.register_buffer("computed", torch.arange(64.0), persistent=False)
-        self.skip = False
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        state = self.table(tokens) * self.scale + self.kept + self.computed
-        for number, block in enumerate(self.blocks):
-            if not (self.skip and number == 3):
-                state = torch.tanh(block(state))
-            if number in (2, 6):
-                state = self.twice(state)
-        state = torch.nn.functional.linear(state, self.borrowed.weight)
-        output: torch.Tensor = self.head(state)
-        return output
-
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.head(self.table(tokens))
-        return output
-
-
-@pytest.fixture
-def odd(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    tensors = {name: torch.randn_like(tensor) for name, tensor in Odd().state_dict().items() if name != "head.weight"}
-    save_file(tensors, tmp_path / "odd.safetensors")
-    return tmp_path / "odd.safetensors"
 
 
 def test_odd_modules_are_right(odd: Path) -> None:
@@ -385,8 +344,8 @@ def test_a_manager_takes_examples_and_refuses_before_anything_is_read(odd: Path)
         module = Odd()
     weights = {name: Weight(checkpoint[name], torch.float32) for name, _ in module.named_parameters()}
     with pytest.raises(MemoryLimitError):
-        Manager(module, weights, checkpoint.inventories, 10_000, {"forward": ((torch.arange(10),), {})})
-    manager = Manager(module, weights, checkpoint.inventories, "150kB", {"forward": ((torch.arange(10),), {})})
+        Manager(module, weights, checkpoint.inventories, Limits(10_000), {"forward": ((torch.arange(10),), {})})
+    manager = Manager(module, weights, checkpoint.inventories, Limits(150_000), {"forward": ((torch.arange(10),), {})})
     assert "streamed" in str(manager.plan)
     assert manager.plan.activation_bytes > 0
 

@@ -93,7 +93,7 @@ class Upload:
         tasks += [partial(self._send_cast, source, span, on_bytes) for span in cut_spans(cast, targets)]
         if cast and not self._stored:
             self._stored = {_Slot(self._ring, n * _SLOT_BYTES): self._device.empty(_SLOT_BYTES) for n in range(SLOTS)}
-        self._device.after_allocations()
+        self._device.hold_copies(self._device.mark())  # whatever used this memory before
 
         def finish() -> Tensors:
             self.wait()

@@ -11,7 +11,6 @@ import torch
 
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
 from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype
-from lading.errors import ComponentError
 from lading.loading.configs import read_config
 from lading.loading.network import (
     build_empty,
@@ -25,7 +24,8 @@ from lading.loading.network import (
     transformers_config,
 )
 from lading.loading.progress import loading_bar
-from lading.loading.streamed import MemoryShare, load_streamed, smaller_limit
+from lading.loading.streamed import limits_on, load_streamed
+from lading.memory.manage import Limits
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 StateDictConverter = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
@@ -57,9 +57,10 @@ def load_model(
         state_dict_converter: called with the checkpoint's tensors by name, returns the network's.
         use_disk_map: read only the tensors that the converter, or the network, asks for; of use for files that hold
             several models.
-        memory_limit: bytes, or such as "8GB", for weights and activations together: weights that do not fit are
-            streamed from the checkpoint while the network computes; `lading.manager_of` says how.
-        host_memory_limit: the same for the host's memory; on the CPU the smaller of the two counts.
+        memory_limit: bytes, or such as "8GB", of the device for weights and activations together: weights that do not
+            fit are streamed from the checkpoint while the network computes; `lading.manager_of` says how.
+        host_memory_limit: of host memory, pinned, in which weights wait for a device; on the CPU the smaller of the two
+            limits counts.
 
     Raises:
         CheckpointError: a file is damaged or unsafe, or its tensors do not match the network; all names are listed.
@@ -71,11 +72,10 @@ def load_model(
     >>> vae.training, vae.dtype
     (False, torch.float32)
     """
-    limit = smaller_limit(memory_limit, host_memory_limit)
-    memory = None if limit is None else MemoryShare(limit)
+    limits = limits_on(device, memory_limit, host_memory_limit)
     label = model_class.__name__
     return load_labelled(
-        label, model_class, path, config, torch_dtype, device, state_dict_converter, use_disk_map, memory
+        label, model_class, path, config, torch_dtype, device, state_dict_converter, use_disk_map, limits
     )
 
 
@@ -88,7 +88,7 @@ def load_labelled(
     device: str | torch.device = "cpu",
     state_dict_converter: StateDictConverter | None = None,
     use_disk_map: bool = False,
-    memory: MemoryShare | None = None,
+    limits: Limits | None = None,
 ) -> ModelT:
     """Load a network as `load_model` does, under the name that its progress bar shows."""
     dtype = None if torch_dtype is None else named_dtype(torch_dtype)
@@ -98,10 +98,8 @@ def load_labelled(
     source = ", ".join(str(file) for file in checkpoint.files)
     config = _find_config(model_class, config, checkpoint)
     dtype_of = _dtype_rule(model_class, config, dtype, checkpoint)
-    if memory is not None:
-        if device.type != "cpu":
-            raise ComponentError(f"a memory limit is kept on the CPU, not on {device}: leave the device out")
-        return load_streamed(model_class, checkpoint, config, dtype, dtype_of, memory, state_dict_converter)
+    if limits is not None:
+        return load_streamed(model_class, checkpoint, config, dtype, dtype_of, limits, state_dict_converter)
     built: list[torch.nn.Module] = []
 
     def build() -> None:

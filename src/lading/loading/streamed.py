@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 
 from lading.checkpoint import Checkpoint, DiskMap, FileReader, TensorInfo
 from lading.checkpoint.dtypes import DtypeOf, packed_shape, torch_dtype_of
-from lading.errors import CheckpointError
+from lading.devices import find_device
+from lading.errors import CheckpointError, ComponentError
 from lading.loading.network import build_empty, fill, is_diffusers_model, is_transformers_model
 from lading.memory.engine import parameter_places
 from lading.memory.image import Weight
-from lading.memory.manage import Manager, Stage
-from lading.sizes import parse_size
+from lading.memory.manage import Limits, Manager
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 
-@dataclass(frozen=True)
-class MemoryShare:
-    """A limit, and the modules that take turns under it.
+def limits_on(
+    device: str | torch.device, memory_limit: int | str | None, host_memory_limit: int | str | None
+) -> Limits | None:
+    """Return the limits for a device; None for none.
 
-    Attributes:
-        limit: in bytes.
+    Raises:
+        ComponentError: torch alone serves the device, so that lading cannot keep a limit there.
     """
-
-    limit: int
-    stage: Stage = field(default_factory=Stage)
-
-
-def smaller_limit(memory_limit: int | str | None, host_memory_limit: int | str | None) -> int | None:
-    """Return the limit that counts on the CPU, whose memory is the host's; None for none."""
-    limits = [parse_size(limit) for limit in (memory_limit, host_memory_limit) if limit is not None]
-    return min(limits, default=None)
+    if memory_limit is None and host_memory_limit is None:
+        return None
+    found = find_device(device)
+    if found is None and torch.device(device).type != "cpu":
+        raise ComponentError(f"a memory limit is kept on the CPU and on CUDA devices, not on {device!r}")
+    return Limits.of(memory_limit, host_memory_limit, found)
 
 
 def load_streamed(
@@ -44,7 +41,7 @@ def load_streamed(
     config: Any,
     dtype: torch.dtype | None,
     dtype_of: DtypeOf,
-    memory: MemoryShare,
+    limits: Limits,
     rename: Callable[[Any], Mapping[str, Any]] | None = None,
 ) -> ModelT:
     """Build a network whose weights stay in the checkpoint and pass through memory within a limit.
@@ -81,7 +78,9 @@ def load_streamed(
     for name, places in parameter_places(model).items():
         stored = name if name in infos else next(twin for twin in _names(model, places) if twin in infos)
         weights[name] = Weight(infos[stored], dtypes[stored])
-    Manager(model, weights, checkpoint.inventories, memory.limit, stage=memory.stage)
+    manager = Manager(model, weights, checkpoint.inventories, limits)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(manager.device)
     return model  # type: ignore[return-value] # build_empty built model_class
 
 

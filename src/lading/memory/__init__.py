@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING
 from lading.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lading.memory.manage import Manager, ModulePlan, manager_of
+    from lading.memory.manage import Manager, manager_of
+    from lading.memory.plan import ModulePlan
+    from lading.memory.statistics import Statistics
 
-__getattr__, __dir__ = lazy_names(__name__, {"lading.memory.manage": ("Manager", "ModulePlan", "manager_of")})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "lading.memory.manage": ("Manager", "manager_of"),
+        "lading.memory.plan": ("ModulePlan",),
+        "lading.memory.statistics": ("Statistics",),
+    },
+)
 
-__all__ = ["Manager", "ModulePlan", "manager_of"]
+__all__ = ["Manager", "ModulePlan", "Statistics", "manager_of"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -39,6 +40,16 @@ class Weight:
         """Whether its bytes in the file are its bytes in memory."""
         stored = torch_dtype_of(self.info)
         return stored == self.dtype and self.info.start % stored.itemsize == 0 and self.info.stride is None
+
+
+class Store(Protocol):
+    """Memory for one unit at a time, at a place that stays."""
+
+    def tensor(self, dtype: torch.dtype, start: int, end: int) -> torch.Tensor:
+        """Return the bytes from `start` to `end` as a flat tensor."""
+
+    def discard(self) -> None:
+        """Give the memory back until something is brought here again; tensors of it stay, without values."""
 
 
 @dataclass(frozen=True)
@@ -77,28 +88,25 @@ class Image:
         """Of the parameters."""
         return tuple(self._weights)
 
-    def tensors(self, arena: Arena, base: int) -> dict[str, torch.Tensor]:
-        """Return the parameters as views of an arena that holds the image from `base` on."""
+    def tensors(self, store: Store) -> dict[str, torch.Tensor]:
+        """Return the parameters as views of memory that holds the image."""
         found = {}
         for name, weight in self._weights.items():
             shape = packed_shape(weight.info)
             if weight.nbytes == 0:
                 found[name] = torch.empty(shape, dtype=weight.dtype)
                 continue
-            start = base + self._places[name]
-            found[name] = arena.tensor(weight.dtype, start, start + weight.nbytes).view(shape)
+            start = self._places[name]
+            found[name] = store.tensor(weight.dtype, start, start + weight.nbytes).view(shape)
         return found
 
-    def tasks(
-        self, arena: Arena, base: int, readers: Mapping[Path, FileReader], scratch: Scratch
-    ) -> list[Callable[[], None]]:
-        """The reads and casts that fill the image in an arena from `base` on."""
+    def tasks(self, arena: Arena, readers: Mapping[Path, FileReader], scratch: Scratch) -> list[Callable[[], None]]:
+        """The reads and casts that fill an arena with the image."""
         tasks: list[Callable[[], None]] = []
         for stretch in self._stretches:
-            place = base + stretch.place
-            memory = arena.view(place, place + stretch.end - stretch.start)
+            memory = arena.view(stretch.place, stretch.place + stretch.end - stretch.start)
             tasks += readers[stretch.file].tasks([Extent(stretch.start, memory)])
-        tensors = self.tensors(arena, base) if self._cast else {}
+        tensors = self.tensors(arena) if self._cast else {}
         for file in {info.file for info in self._cast.values()}:
             infos = {name: info for name, info in self._cast.items() if info.file == file}
             tasks += readers[file].casts(infos, tensors, scratch)

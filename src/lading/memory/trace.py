@@ -65,11 +65,6 @@ class Trace:
     activation_bytes: int
     fixed: frozenset[str]
 
-    @property
-    def flops(self) -> int:
-        """Of the whole call."""
-        return sum(call.flops for call in self.calls)
-
 
 def trace(
     module: torch.nn.Module,
