@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import LoraConfig
+from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 from lading import CheckpointError, LadingError, MemoryLimitError, load_model, load_pipeline, manager_of, shipped_model
@@ -382,3 +383,29 @@ def test_a_component_out_of_its_phase_holds_no_memory() -> None:
     pipeline.set_progress_bar_config(disable=True)
     pipeline("a red star on a white background", num_inference_steps=2, callback_on_step_end=look)
     assert active == [["unet"], ["unet"]]
+
+
+class Remembering(torch.nn.Module):
+    """A module that computes something once and keeps it, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(4))
+        self.kept: dict[int, torch.Tensor] = {}
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        waves = self.kept.setdefault(len(state), torch.outer(torch.arange(float(len(state))), torch.ones(32)).cos())
+        for block in self.blocks:
+            state = block(state) * waves
+        return state
+
+
+def test_a_module_that_keeps_what_it_computed_keeps_nothing_of_the_trace(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(Remembering().state_dict(), tmp_path / "model.safetensors")
+    resident = load_model(Remembering, tmp_path / "model.safetensors", torch_dtype=None)
+    streamed = load_model(Remembering, tmp_path / "model.safetensors", torch_dtype=None, memory_limit="40kB")
+    with torch.no_grad():
+        for rows in (5, 5, 7):
+            assert torch.equal(streamed(noise(rows, 32)), resident(noise(rows, 32)))
+    assert manager_of(streamed).plan.activation_bytes > 0

@@ -79,6 +79,10 @@ class Watch:
         self._compiled: dict[torch.nn.Module, Callable[..., Any]] = {}
         self._wrap()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
+        """Copies of the module for a trace share what watches it."""
+        return self
+
     def notice_compilation(self) -> bool:
         """Watch blocks that were compiled from outside, and not what is in them; tell whether there are new ones."""
         found = [
