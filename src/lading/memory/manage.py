@@ -132,6 +132,10 @@ class Manager:
             raise
         module.__dict__[_ATTRIBUTE] = self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Manager:
+        """Copies of the module for a trace share its manager."""
+        return self
+
     @property
     def device(self) -> torch.device:
         """That computes."""
