@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         load_pipeline,
         skip_model_initialization,
     )
-    from lading.memory import Manager, manager_of
+    from lading.memory import Manager, PipelineManager, manage, manager_of
 
 _HOMES = {
     "lading.checkpoint": ("DiskMap", "convert_checkpoint", "hash_model_file", "load_state_dict", "open_checkpoint"),
@@ -51,7 +51,7 @@ _HOMES = {
         "load_pipeline",
         "skip_model_initialization",
     ),
-    "lading.memory": ("Manager", "manager_of"),
+    "lading.memory": ("Manager", "PipelineManager", "manage", "manager_of"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
@@ -65,6 +65,7 @@ __all__ = [
     "IdentificationError",
     "LadingError",
     "Manager",
+    "PipelineManager",
     "MemoryLimitError",
     "ModelConfig",
     "ShapeError",
@@ -76,6 +77,7 @@ __all__ = [
     "load_model",
     "load_pipeline",
     "load_state_dict",
+    "manage",
     "manager_of",
     "open_checkpoint",
     "shipped_model",

@@ -141,7 +141,7 @@ def main() -> None:
     from lading.loading import skip_model_initialization
     from lading.loading.network import construction
     from lading.memory.image import Weight
-    from lading.memory.manage import Limits, Manager
+    from lading.memory.management import Limits, Manager
     from lading.memory.trace import trace
 
     name, file, steps, group = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])

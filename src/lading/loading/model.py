@@ -25,7 +25,7 @@ from lading.loading.network import (
 )
 from lading.loading.progress import loading_bar
 from lading.loading.streamed import limits_on, load_streamed
-from lading.memory.manage import Limits
+from lading.memory.management import Limits
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 StateDictConverter = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]

@@ -14,7 +14,7 @@ from lading.errors import CheckpointError, ComponentError
 from lading.loading.network import build_empty, fill, is_diffusers_model, is_transformers_model
 from lading.memory.engine import parameter_places
 from lading.memory.image import Weight
-from lading.memory.manage import Limits, Manager
+from lading.memory.management import Limits, Manager
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 

@@ -220,7 +220,10 @@ class Engine:
             self.suspend()
             for image in (*self._images, self._fixed.image):
                 for name in image.names:
-                    self._set(name, torch.empty_like(self._now(name), device="meta"))
+                    owner, attribute = self._places[name][0]
+                    parameter = owner._parameters[attribute]
+                    assert parameter is not None
+                    bind_parameter(self._places[name], torch.empty_like(parameter, device="meta"))
             self._seats, self._slots, self._holds = [], [], []
             self._home.host(())
 
@@ -283,19 +286,8 @@ class Engine:
 
     def _bind(self, seat: _Seat) -> None:
         for name, tensor in seat.image.tensors(seat.store).items():
-            self._set(name, tensor)
+            bind_parameter(self._places[name], tensor)
         seat.store.discard()
-
-    def _set(self, name: str, tensor: torch.Tensor) -> None:
-        parameter = torch.nn.Parameter(tensor, requires_grad=False)
-        for owner, attribute in self._places[name]:
-            owner._parameters[attribute] = parameter
-
-    def _now(self, name: str) -> torch.Tensor:
-        owner, attribute = self._places[name][0]
-        parameter = owner._parameters[attribute]
-        assert parameter is not None
-        return parameter
 
     def _first_needed(self) -> Iterable[_Seat]:
         """Seats in the order of a call; those that it does not visit are brought when somebody asks for them."""
@@ -365,6 +357,13 @@ class Engine:
             if seat.unit >= 0:
                 self.statistics.units[seat.unit].waited_seconds += waited
         seat.arrival = None
+
+
+def bind_parameter(places: Iterable[tuple[torch.nn.Module, str]], tensor: torch.Tensor) -> None:
+    """Make a tensor the frozen parameter that modules hold."""
+    parameter = torch.nn.Parameter(tensor, requires_grad=False)
+    for owner, attribute in places:
+        owner._parameters[attribute] = parameter
 
 
 def parameter_places(module: torch.nn.Module) -> dict[str, list[tuple[torch.nn.Module, str]]]:

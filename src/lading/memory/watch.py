@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from lading.errors import LadingError
 from lading.memory.engine import Places
 from lading.memory.trace import is_tracing
 
@@ -162,11 +163,21 @@ class Watch:
             return
         self._lock.acquire()
         try:
+            self._require_frozen(part, name)
             self._server.need(name)
         except BaseException:
             self._lock.release()
             raise
         self._position.entered.append(part)
+
+    def _require_frozen(self, part: torch.nn.Module, name: str) -> None:
+        for attribute in self._held[part]:
+            parameter = part._parameters[attribute]
+            if parameter is not None and parameter.requires_grad:
+                raise LadingError(
+                    f"{name}.{attribute} is streamed under a memory limit, and frozen: what it learned would be lost; "
+                    "call requires_grad_(False) on the module, and train adapters"
+                )
 
     def _leave(self, part: torch.nn.Module) -> None:
         """End what `_enter` began, also after an exception; not what failed to begin."""

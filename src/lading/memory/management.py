@@ -18,7 +18,7 @@ from lading.devices import Device
 from lading.errors import LadingError, MemoryLimitError
 from lading.memory.accelerator import DeviceHome
 from lading.memory.allocator import return_freed_memory
-from lading.memory.engine import Engine, Rates, parameter_places
+from lading.memory.engine import Engine, Rates, bind_parameter, parameter_places
 from lading.memory.files import WeightFiles
 from lading.memory.home import Home
 from lading.memory.host import HostHome
@@ -87,6 +87,7 @@ class Manager:
 
     Attributes:
         module: what it manages; call it as ever.
+        limits: that it shares with the modules with which it takes turns.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Manager:
         total = sum(weight.nbytes for weight in weights.values())
         self._unit_bytes = unit_bytes or max(min(UNIT_BYTES, total // _FEWEST_UNITS), 1)
         self._files = WeightFiles(weights, inventories, self._unit_bytes)
-        self._limits = limits
+        self.limits = limits
         device = limits.device
         self._home: Home = HostHome(self._files) if device is None else DeviceHome(device, self._files)
         self._stage = limits.stage
@@ -116,7 +117,7 @@ class Manager:
         self._known: dict[str, list[Signature]] = {}
         self._engine: Engine | None = None
         self._plan: ModulePlan | None = None
-        self._places = parameter_places(module)
+        self._places = {name: places for name, places in parameter_places(module).items() if name in weights}
         self._modules = dict(module.named_modules())
         self._names = {part: name for name, part in self._modules.items()}
         self._added_bytes = self._buffer_bytes = 0
@@ -172,7 +173,7 @@ class Manager:
         Raises:
             MemoryLimitError: one is too small; the limits before stay.
         """
-        limits = self._limits
+        limits = self.limits
         before = limits.memory, limits.host_memory
         limits.memory = parse_size(memory_limit)
         if host_memory_limit is not None:
@@ -198,14 +199,22 @@ class Manager:
         if self._engine is not None:
             self._engine.prefetch(nbytes)
 
-    def release(self) -> None:
-        """End the management: threads, files and memory go, and the module's parameters have no values any more."""
+    def release(self, weights: bool = False) -> None:
+        """End the management: threads, files and memory go.
+
+        Args:
+            weights: read them all and leave a plain module, on the device that computed. Else its parameters have no
+                values any more.
+        """
+        kept = {name: self.read(name) for name in self._places} if weights else {}
         self._watch.end()
         if self._engine is not None:
             self._engine.release()
             self._engine = None
         self._home.close()
         self._files.close()
+        for name, tensor in kept.items():
+            bind_parameter(self._places[name], tensor.to(self._home.device))
         self.module.__dict__.pop(_ATTRIBUTE, None)
 
     @contextmanager
@@ -307,7 +316,7 @@ class Manager:
         self._replan()
 
     def _circumstances(self) -> tuple[int, ...]:
-        return self._limits.memory, self._limits.host_memory, self._stage.lasting_bytes()
+        return self.limits.memory, self.limits.host_memory, self._stage.lasting_bytes()
 
     def _replan(self) -> None:
         self._stage.send_off_others(self)  # what they hold was spare
@@ -330,7 +339,7 @@ class Manager:
             )
         activation = max((trace.activation_bytes for trace in self._traces.values()), default=0)
         memory, host_memory, others = self._circumstances()
-        placement = engine.set_placement(memory - activation - others, host_memory, self._traces, self._limits.rates)
+        placement = engine.set_placement(memory - activation - others, host_memory, self._traces, self.limits.rates)
         if placement is None:
             raise self._too_small(engine, activation, others)
         self._planned_for = memory, host_memory, others
@@ -338,7 +347,7 @@ class Manager:
         self._plan = ModulePlan(type(self.module).__name__, memory, activation, others, placement, engine.units)
 
     def _too_small(self, engine: Engine, activation: int, others: int) -> MemoryLimitError:
-        name, limits = type(self.module).__name__, self._limits
+        name, limits = type(self.module).__name__, self.limits
         host_minimum = engine.minimum_host_bytes()
         if host_minimum > limits.host_memory:
             return MemoryLimitError(
@@ -367,7 +376,7 @@ class Manager:
         ran = (call.leaf for found in self._traces.values() for call in found.calls)
         leaves = []
         for name in dict.fromkeys((*ran, *(name for name, part in self._modules.items() if part in own))):
-            parameters = tuple(dict.fromkeys(p for p in own[self._modules[name]] if p not in fixed))
+            parameters = tuple(dict.fromkeys(p for p in own.get(self._modules[name], ()) if p not in fixed))
             if parameters:
                 leaves.append(Leaf(name, parameters, sum(self._files.weights[p].nbytes for p in parameters)))
         return tuple(leaves), frozenset(fixed)
@@ -377,7 +386,7 @@ def _enter(reference: weakref.ref[Manager]) -> None:
     """It is a module's turn."""
     manager = reference()
     if manager is not None:
-        limits, plan = manager._limits, manager.plan
+        limits, plan = manager.limits, manager.plan
         turn = Turn(limits.memory - plan.peak_bytes, plan.placement.host_nbytes, limits.host_memory)
         manager._stage.enter(manager, turn)
 
