@@ -409,3 +409,49 @@ def test_a_module_that_keeps_what_it_computed_keeps_nothing_of_the_trace(tmp_pat
         for rows in (5, 5, 7):
             assert torch.equal(streamed(noise(rows, 32)), resident(noise(rows, 32)))
     assert manager_of(streamed).plan.activation_bytes > 0
+
+
+def test_what_would_be_lost_is_refused(odd: Path) -> None:
+    streamed = load_model(Odd, odd, torch_dtype=None, memory_limit="120kB")
+    resident = load_model(Odd, odd, torch_dtype=None)
+    with torch.no_grad():
+        expected = resident(torch.arange(10))
+        assert torch.equal(streamed(torch.arange(10)), expected)
+        with pytest.raises(LadingError, match="cannot be loaded: it is streamed"):
+            streamed.load_state_dict(resident.state_dict())
+        own = streamed.blocks[1].weight
+        streamed.blocks[1].weight = torch.nn.Parameter(torch.zeros(64, 64), requires_grad=False)
+        with pytest.raises(LadingError, match=r"blocks\.1\.weight .* another tensor in its place"):
+            streamed(torch.arange(10))
+        streamed.blocks[1].weight = own
+        assert torch.equal(streamed(torch.arange(10)), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+def test_merged_adapters_are_refused_and_leave_no_trace() -> None:
+    folder = shipped_model() / "unet"
+    resident = load_model(UNet2DConditionModel, folder, torch_dtype="float32")
+    streamed = load_model(UNet2DConditionModel, folder, torch_dtype="float32", memory_limit="9MB")
+    with torch.no_grad():
+        for model in (resident, streamed):
+            add_adapter(model, "one", 1)
+        assert torch.equal(run_unet(streamed), run_unet(resident))
+        streamed.fuse_lora()
+        with pytest.raises(LadingError, match=r"adapters are merged.*unfuse_lora"):
+            run_unet(streamed)
+        streamed.unfuse_lora()
+        assert torch.equal(run_unet(streamed), run_unet(resident))
+
+
+def test_the_next_component_begins_to_come_where_memory_is_left() -> None:
+    pipeline = load_pipeline("shapes", memory_limit="40MB")
+    read: list[int] = []
+
+    def look(pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        read.append(manager_of(pipe.vae).stats().read_bytes)
+        return tensors
+
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline("a red star on a white background", num_inference_steps=2, callback_on_step_end=look)
+    assert read[0] > 0
+    assert not manager_of(pipeline.unet).active

@@ -108,9 +108,17 @@ def manage(
     found = PipelineManager(managers)
     if managed:
         found.set_limit(memory_limit, host_memory_limit)
-    order = str(getattr(module_or_pipeline, "model_cpu_offload_seq", None) or "").split("->")
-    limits.stage.expect([managers[name] for name in order if name in managers])
+    expect_turns(module_or_pipeline)
     return found
+
+
+def expect_turns(pipeline: Any) -> None:
+    """Tell the managed networks of a pipeline in which order they will compute, as far as its class says."""
+    order = str(getattr(pipeline, "model_cpu_offload_seq", None) or "").split("->")
+    parts = [getattr(pipeline, name, None) for name in order]
+    managers = [manager_of(part) for part in parts if part is not None and "lading_manager" in part.__dict__]
+    for manager in managers[:1]:
+        manager.limits.stage.expect(managers)
 
 
 def _limits(memory_limit: int | str, host_memory_limit: int | str | None, device: str | torch.device | None) -> Limits:

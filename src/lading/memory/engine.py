@@ -103,6 +103,7 @@ class Engine:
         self.units: tuple[Unit, ...] = make_units(leaves, unit_bytes)
         self.placement: Placement | None = None
         self.active = False
+        self.bound: dict[str, torch.nn.Parameter] = {}
         self._places = places
         self._files = files
         self._home = home
@@ -286,7 +287,7 @@ class Engine:
 
     def _bind(self, seat: _Seat) -> None:
         for name, tensor in seat.image.tensors(seat.store).items():
-            bind_parameter(self._places[name], tensor)
+            self.bound[name] = bind_parameter(self._places[name], tensor)
         seat.store.discard()
 
     def _first_needed(self) -> Iterable[_Seat]:
@@ -359,11 +360,12 @@ class Engine:
         seat.arrival = None
 
 
-def bind_parameter(places: Iterable[tuple[torch.nn.Module, str]], tensor: torch.Tensor) -> None:
-    """Make a tensor the frozen parameter that modules hold."""
+def bind_parameter(places: Iterable[tuple[torch.nn.Module, str]], tensor: torch.Tensor) -> torch.nn.Parameter:
+    """Make a tensor the frozen parameter that modules hold, and return it."""
     parameter = torch.nn.Parameter(tensor, requires_grad=False)
     for owner, attribute in places:
         owner._parameters[attribute] = parameter
+    return parameter
 
 
 def parameter_places(module: torch.nn.Module) -> dict[str, list[tuple[torch.nn.Module, str]]]:

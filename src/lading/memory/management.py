@@ -231,6 +231,10 @@ class Manager:
         with self._stage.lock:
             self._require_engine().need(name)
 
+    def is_bound(self, parameter: str, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is the one that a parameter's weights come to."""
+        return tensor is self._require_engine().bound[parameter] and tensor.device == self._home.device
+
     def read(self, parameter: str) -> torch.Tensor:
         """Read a parameter from its file, on the CPU, whatever is in memory."""
         return self._files.read(parameter)
@@ -304,11 +308,13 @@ class Manager:
 
     def _notice_changes(self) -> None:
         """Plan anew when limits moved, blocks were compiled, or parameters that no checkpoint holds came or went."""
-        own = {id(part._parameters[attribute]) for places in self._places.values() for part, attribute in places}
-        added = sum(parameter.nbytes for parameter in self.module.parameters() if id(parameter) not in own)
-        compiled = self._watch.notice_compilation()
-        if added != self._added_bytes or compiled:
-            self._added_bytes = added
+        try:
+            found = self._watch.survey()
+        except LadingError:
+            self.suspend()  # what was merged is read again
+            raise
+        if found.added_bytes != self._added_bytes or found.compiled:
+            self._added_bytes = found.added_bytes
             self._known.clear()
             self._traces.clear()
         elif self._planned_for == self._circumstances():

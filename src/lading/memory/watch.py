@@ -6,6 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -31,11 +32,27 @@ class Server(Protocol):
     def need(self, name: str) -> None:
         """A module is about to use its weights."""
 
+    def is_bound(self, parameter: str, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is the one that a parameter's weights come to."""
+
     def read(self, parameter: str) -> torch.Tensor:
         """A parameter's true value is wanted, on the CPU."""
 
     def refuse(self, change: Change) -> None:
         """The module is about to be moved or cast; raise if it must not be."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What others have done to a module.
+
+    Attributes:
+        added_bytes: of parameters that no checkpoint holds.
+        compiled: whether there are newly compiled blocks.
+    """
+
+    added_bytes: int
+    compiled: bool
 
 
 class _Position(threading.local):
@@ -71,12 +88,13 @@ class Watch:
             for part, attribute in holders:
                 self._held.setdefault(part, {})[attribute] = parameter
         self._hooks = {part: list(self._install(part)) for part in self._held}
-        self._state_hooks = [
-            part.register_state_dict_post_hook(  # type: ignore[no-untyped-call] # torch types it not
-                partial(self._fill_state_dict, parameters=parameters)
+        self._state_hooks: list[RemovableHandle] = []
+        for part, parameters in self._held.items():
+            fill = partial(self._fill_state_dict, parameters=parameters)
+            self._state_hooks += (
+                part.register_state_dict_post_hook(fill),  # type: ignore[no-untyped-call] # torch types it not
+                part.register_load_state_dict_pre_hook(self._refuse_state_dict),  # type: ignore[no-untyped-call] # same
             )
-            for part, parameters in self._held.items()
-        ]
         self._compiled: dict[torch.nn.Module, Callable[..., Any]] = {}
         self._wrap()
 
@@ -84,22 +102,26 @@ class Watch:
         """Copies of the module for a trace share what watches it."""
         return self
 
-    def notice_compilation(self) -> bool:
-        """Watch blocks that were compiled from outside, and not what is in them; tell whether there are new ones."""
-        found = [
-            part
-            for part in self._module.modules()
-            if part in self._names and part._compiled_call_impl is not None and part not in self._compiled
-        ]
-        for block in found:
-            compiled = block._compiled_call_impl
-            assert compiled is not None
-            self._compiled[block] = compiled
-            block.__dict__["_compiled_call_impl"] = self._compiled_call(block, compiled)
-            for inner in block.modules():
-                for hook in self._hooks.pop(inner, ()):
-                    hook.remove()
-        return bool(found)
+    def survey(self) -> Survey:
+        """Look at what others may have done to the module since the last time; watch what they compiled from outside.
+
+        Raises:
+            LadingError: adapters were merged into weights that are streamed.
+        """
+        added, compiled = 0, []
+        for part in self._module.modules():
+            held = self._held.get(part, {})
+            added += sum(p.nbytes for name, p in part._parameters.items() if p is not None and name not in held)
+            if part._compiled_call_impl is not None and part in self._names and part not in self._compiled:
+                compiled.append(part)
+            if getattr(part, "merged", False):
+                raise LadingError(
+                    f"adapters are merged into {type(self._module).__name__}, whose weights are streamed from files "
+                    "under a memory limit: unmerge them (unfuse_lora) and let them run beside the weights"
+                )
+        for block in compiled:
+            self._compile(block)
+        return Survey(added, bool(compiled))
 
     def block_of(self, part: torch.nn.Module) -> torch.nn.Module:
         """Return the compiled block that a module is in, or the module itself."""
@@ -113,6 +135,16 @@ class Watch:
             block.__dict__["_compiled_call_impl"] = compiled
         for attribute in (*ENTRIES, "_apply"):
             self._module.__dict__.pop(attribute, None)
+
+    def _compile(self, block: torch.nn.Module) -> None:
+        """Watch a compiled block as a whole, and not what is in it."""
+        compiled = block._compiled_call_impl
+        assert compiled is not None
+        self._compiled[block] = compiled
+        block.__dict__["_compiled_call_impl"] = self._compiled_call(block, compiled)
+        for inner in block.modules():
+            for hook in self._hooks.pop(inner, ()):
+                hook.remove()
 
     def _wrap(self) -> None:
         for entry in ENTRIES:
@@ -163,17 +195,22 @@ class Watch:
             return
         self._lock.acquire()
         try:
-            self._require_frozen(part, name)
+            self._require_untouched(part, name)
             self._server.need(name)
         except BaseException:
             self._lock.release()
             raise
         self._position.entered.append(part)
 
-    def _require_frozen(self, part: torch.nn.Module, name: str) -> None:
-        for attribute in self._held[part]:
-            parameter = part._parameters[attribute]
-            if parameter is not None and parameter.requires_grad:
+    def _require_untouched(self, part: torch.nn.Module, name: str) -> None:
+        for attribute, parameter in self._held[part].items():
+            bound = part._parameters[attribute]
+            if bound is None or not self._server.is_bound(parameter, bound):
+                raise LadingError(
+                    f"{name}.{attribute} is streamed under a memory limit, and something has put another tensor in "
+                    "its place: another offloading, perhaps; use one of them, or end this one with manager_of(...).release()"
+                )
+            if bound.requires_grad:
                 raise LadingError(
                     f"{name}.{attribute} is streamed under a memory limit, and frozen: what it learned would be lost; "
                     "call requires_grad_(False) on the module, and train adapters"
@@ -184,6 +221,15 @@ class Watch:
         if self._position.entered and self._position.entered[-1] is part:
             self._position.entered.pop()
             self._lock.release()
+
+    def _refuse_state_dict(self, part: torch.nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Let nobody load weights into slots, where they would not stay; adapters' may be loaded."""
+        found = [prefix + attribute for attribute in self._held[part] if prefix + attribute in state_dict]
+        if found:
+            raise LadingError(
+                f"{found[0]} cannot be loaded: it is streamed from a file under a memory limit; load the other "
+                "checkpoint with lading.load_model, or call manager_of(...).release(weights=True) first"
+            )
 
     def _fill_state_dict(
         self,
