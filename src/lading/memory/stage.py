@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,7 +67,7 @@ class Stage:
         with self._lock:
             self._members.add(member)
 
-    def expect(self, members: list[Member]) -> None:
+    def expect(self, members: Sequence[Member]) -> None:
         """Tell in which order modules will take their turns, where that is known."""
         for member, following in itertools.pairwise(members):
             self._following.setdefault(member, weakref.ref(following))

@@ -208,7 +208,8 @@ class Watch:
             if bound is None or not self._server.is_bound(parameter, bound):
                 raise LadingError(
                     f"{name}.{attribute} is streamed under a memory limit, and something has put another tensor in "
-                    "its place: another offloading, perhaps; use one of them, or end this one with manager_of(...).release()"
+                    "its place: another offloading, perhaps; use one of them, or end this one with "
+                    "manager_of(...).release()"
                 )
             if bound.requires_grad:
                 raise LadingError(
