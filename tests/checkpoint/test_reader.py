@@ -324,8 +324,8 @@ def test_ctrl_c_ends_a_load_at_once_and_leaves_no_read_behind(tmp_path: Path) ->
             os.kill(os.getpid(), signal.SIGINT)
 
     loading = FileReader(checkpoint.inventories[0]).start(checkpoint, None, interrupt)
+    threading.Timer(0.1, waiting.set).start()  # so that the signal finds this thread waiting
     with pytest.raises(KeyboardInterrupt):
-        waiting.set()
         loading.wait()
     count = len(arrived)
     time.sleep(0.05)
