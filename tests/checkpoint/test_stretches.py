@@ -33,9 +33,9 @@ def test_stretches_hold_every_tensor_once_and_end_only_at_gaps_and_bounds(
         held = [infos[name] for name in stretch.names]
         assert {info.file for info in held} == {stretch.file}
         assert (min(info.start for info in held), max(info.end for info in held)) == (stretch.start, stretch.end)
-        assert all(after.start >= before.start for before, after in pairwise(held))
-        for number, after in enumerate(held[1:], 1):
-            assert after.start - max(info.end for info in held[:number]) <= gap
+        assert all(left.start <= right.start for left, right in pairwise(held))
+        for number, info in enumerate(held[1:], 1):
+            assert info.start - max(other.end for other in held[:number]) <= gap
         assert len(held) == 1 or most is None or stretch.end - stretch.start <= most
     for before, after in pairwise(stretches):
         first = infos[after.names[0]]

@@ -13,6 +13,7 @@ from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.inventory import Checkpoint, open_checkpoint
 from lading.checkpoint.reader import FileReader
 from lading.checkpoint.reading import PIECE_BYTES, OnBytes
+from lading.checkpoint.ways import Use
 from lading.errors import LadingError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def read_state_dict(
     pin_memory: bool = False,
     on_bytes: OnBytes | None = None,
     meanwhile: Callable[[], None] | None = None,
+    use: Use = "views",
 ) -> dict[str, torch.Tensor]:
     """Load the tensors of an open checkpoint; see `load_state_dict`.
 
@@ -67,6 +69,7 @@ def read_state_dict(
         dtype_of: a tensor's name -> the dtype that it gets if it is floating-point; None keeps the stored one.
         on_bytes: told of bytes as they arrive, from several threads.
         meanwhile: called while the files are read.
+        use: what the reads are for; see `Facts`. "once" maps no file.
     """
     import torch
 
@@ -82,7 +85,7 @@ def read_state_dict(
         by_file.setdefault(info.file, {})[name] = info
     target = find_device(device)
     with Upload(target) if target is not None else nullcontext() as upload:
-        tensors = _read(checkpoint, by_file, dtype_of, on_bytes, upload, meanwhile)
+        tensors = _read(checkpoint, by_file, dtype_of, on_bytes, upload, meanwhile, use)
     for name in checkpoint:
         tensor = tensors.pop(name).to(device)
         tensors[name] = tensor.pin_memory() if pin_memory and tensor.device.type == "cpu" else tensor
@@ -96,16 +99,18 @@ def _read(
     on_bytes: OnBytes | None,
     upload: Upload | None,
     meanwhile: Callable[[], None] | None,
+    use: Use,
 ) -> dict[str, torch.Tensor]:
     """Read all files at once, to the CPU or by an upload."""
     scratch, loadings = Scratch(PIECE_BYTES), []
-    together = sum(inventory.stamp.nbytes for inventory in checkpoint.inventories)
+    inventories = [inventory for inventory in checkpoint.inventories if inventory.file in by_file]
+    together = sum(inventory.stamp.nbytes for inventory in inventories)
     tensors: dict[str, torch.Tensor] = {}
     try:
-        for inventory in checkpoint.inventories:
-            infos = by_file.get(inventory.file, {})
+        for inventory in inventories:
+            infos = by_file[inventory.file]
             if upload is None:
-                loadings.append(FileReader(inventory, together=together).start(infos, dtype_of, on_bytes, scratch))
+                loadings.append(FileReader(inventory, use, together).start(infos, dtype_of, on_bytes, scratch))
             else:
                 loadings.append(FileReader(inventory, "once").start_on(upload, infos, dtype_of, on_bytes))
         if meanwhile is not None:

@@ -23,6 +23,7 @@ from lading.loading.network import (
     kept_in_float32,
     require_exact,
     transformers_config,
+    with_current_names,
 )
 from lading.loading.progress import loading_bar
 from lading.loading.streamed import MemoryShare, load_streamed, smaller_limit
@@ -125,7 +126,7 @@ def load_labelled(
         build()
     (model,) = built
     if is_diffusers_model(model_class):
-        tensors = _with_current_names(model, tensors)
+        tensors = with_current_names(model, tensors)
     placed = {}
     for name in list(tensors):
         tensor = tensors.pop(name) if isinstance(tensors, dict) else tensors[name]  # a cast frees what it has read
@@ -184,12 +185,3 @@ def _load_transformers(
         [(name, tuple(wanted), tuple(found)) for name, found, wanted in info["mismatched_keys"]],
     )
     return model  # type: ignore[no-any-return] # from_pretrained is untyped
-
-
-def _with_current_names(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Rename the attention keys of diffusers checkpoints from before 0.18 as diffusers does; reads nothing."""
-    names = {name: name for name in tensors}
-    renamed = model._fix_state_dict_keys_on_load(dict(names))  # type: ignore[operator] # ModelMixin's
-    if renamed == names:
-        return tensors
-    return {new: tensors[old] for new, old in renamed.items()}

@@ -12,12 +12,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from lading.errors import CheckpointError, ComponentError
 from lading.loading.initialization import skip_model_initialization
+
+EntryT = TypeVar("EntryT")
 
 _LIBRARY_LOGGING = ("diffusers.utils.logging", "transformers.utils.logging")
 
@@ -110,6 +112,17 @@ def cast_by_transformers(model_class: type, config: Any, dtype: torch.dtype) -> 
     if dtype in (torch.float16, torch.bfloat16):
         kept |= model._keep_in_fp32_modules_strict  # type: ignore[arg-type] # PreTrainedModel's
     return lambda name: any(module in name for module in kept)
+
+
+def with_current_names(model: torch.nn.Module, entries: Mapping[str, EntryT]) -> Mapping[str, EntryT]:
+    """Rename a checkpoint's entries as a diffusers network renames its keys from before 0.18.
+
+    Args:
+        entries: whatever goes by the tensors' names; where nothing is renamed they are returned as they are, unread.
+    """
+    names = {name: name for name in entries}
+    renamed = model._fix_state_dict_keys_on_load(dict(names))  # type: ignore[operator] # ModelMixin's
+    return entries if renamed == names else {new: entries[old] for new, old in renamed.items()}
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
