@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lading.checkpoint.arena import Scratch, block_ceiling, block_floor
+from lading.checkpoint.arena import Arena, Scratch, block_ceiling, block_floor
 from lading.checkpoint.files import CheckpointPath, stem_of
 from lading.checkpoint.header import SAFETENSORS_DTYPES, TensorInfo
 from lading.checkpoint.inventory import Checkpoint, open_checkpoint, read_inventory
@@ -283,8 +283,8 @@ class _Writer:
         with self._scratch.borrow() as arena:
             if info.stride is None:
                 reader.fill(arena.view(0, block_ceiling(piece.end) - first), first)
-                data = arena.view(piece.start - first, piece.end - first)
-                data = data if piece.dtype == info.dtype else _cast(data, piece)
+                start, end = piece.start - first, piece.end - first
+                data = arena.view(start, end) if piece.dtype == info.dtype else _cast(arena, start, end, piece)
             else:
                 data = _dense(reader.tensor(info), piece)
             _write_all(self._targets[piece.shard], data, piece.place)
@@ -307,16 +307,15 @@ class _Writer:
         self._on_bytes(nbytes)
 
 
-def _cast(data: memoryview, piece: _Piece) -> memoryview:
+def _cast(arena: Arena, start: int, end: int, piece: _Piece) -> memoryview:
     import torch
 
-    from lading.checkpoint.casting import copy_serially
+    from lading.checkpoint.casting import copy_serially, stored_elements
 
     stored, wanted = getattr(torch, piece.info.dtype, None), getattr(torch, piece.dtype, None)
     if stored is None or wanted is None:
         raise CheckpointError(f"{piece.info.file}: this torch cannot cast {piece.info.dtype} to {piece.dtype}")
-    source = torch.frombuffer(data, dtype=torch.uint8)
-    source = (source.clone() if piece.start % stored.itemsize else source).view(stored)
+    source = stored_elements(arena, stored, start, end)
     target = torch.empty(source.shape, dtype=wanted)
     try:
         copy_serially(target, source)
