@@ -25,7 +25,7 @@ from lading import CheckpointError, convert_checkpoint, hash_model_file, load_mo
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.convert import _Writer
 from lading.cli import main
-from tests.checkpoint.test_reader import MB, bits
+from tests.checkpoint.tensor_files import MB, bits
 from tests.conftest import write_sparse
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint8]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import mmap
 import os
 import signal
@@ -14,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,11 +26,10 @@ from lading.checkpoint.arena import BLOCK, Arena
 from lading.checkpoint.mapping import resident_share
 from lading.checkpoint.reading import PIECE_BYTES, Extent, OpenFile, Reading
 from lading.checkpoint.ways import Facts, choose_way
+from tests.checkpoint.tensor_files import CODES, MB, SHAPES, bits, drop_from_cache, write
 from tests.conftest import header_bytes, write_sparse
 
 WAYS = ["mapped", "direct", "buffered"]
-MB = 1 << 20
-CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.uint8: "U8"}
 
 
 @pytest.fixture(params=WAYS)
@@ -55,39 +52,6 @@ def open_files() -> Iterator[None]:
     before = len(list(Path("/proc/self/fd").iterdir()))
     yield
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def write(file: Path, tensors: dict[str, torch.Tensor], padding: int = 0) -> Path:
-    """Write a safetensors file whose data starts at any offset."""
-    entries: dict[str, Any] = {}
-    data = b""
-    for name, tensor in tensors.items():
-        payload = bits(tensor)
-        offsets = [len(data), len(data) + len(payload)]
-        entries[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-        data += payload
-    header = json.dumps(entries).encode() + b" " * padding
-    file.write_bytes(len(header).to_bytes(8, "little") + header + data)
-    return file
-
-
-def drop_from_cache(file: Path) -> None:
-    """Ask the kernel to forget a file's pages until it has; pages that it is about to sort stay at the first time."""
-    descriptor = os.open(file, os.O_RDONLY)
-    os.fsync(descriptor)
-    for _ in range(100):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        if resident_share(descriptor, file.stat().st_size) < 0.05:
-            break
-        time.sleep(0.05)
-    os.close(descriptor)
-
-
-SHAPES = st.lists(st.integers(0, 40), max_size=3)
 
 
 @given(

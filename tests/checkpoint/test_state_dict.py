@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lading import CheckpointError, DiskMap, LadingError, load_state_dict, open_checkpoint
 from lading.checkpoint import FileReader
+from tests.checkpoint.tensor_files import bits
 from tests.conftest import header_bytes
 
 TENSORS = {
@@ -31,10 +32,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path)
     return path
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("way", ["mapped", "direct", "buffered"])

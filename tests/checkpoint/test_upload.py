@@ -20,7 +20,7 @@ from lading.checkpoint.dtypes import as_stored
 from lading.checkpoint.reading import PIECE_BYTES
 from lading.checkpoint.upload import GROUP_BYTES, SLOTS, Upload
 from lading.devices.fake import FakeDevice
-from tests.checkpoint.test_reader import CODES, MB, SHAPES, bits, write
+from tests.checkpoint.tensor_files import CODES, MB, SHAPES, bits, write
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
