@@ -79,6 +79,17 @@ def test_tensors_of_any_stride_and_tied_ones_are_written_dense(tmp_path: Path) -
     assert all(torch.equal(loaded[name], tensor.half()) for name, tensor in tensors.items())
 
 
+def test_an_open_checkpoint_is_not_opened_again(source: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(source)
+    source.rename(tmp_path / "other.safetensors")
+    source.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="changed after its header was read"):
+        convert_checkpoint(checkpoint, tmp_path / "out.safetensors")
+    (tmp_path / "other.safetensors").replace(source)
+    convert_checkpoint(checkpoint, tmp_path / "out.safetensors")
+    assert load_file(tmp_path / "out.safetensors").keys() == checkpoint.keys()
+
+
 def test_metadata_stays_and_a_format_is_stated(source: Path, tmp_path: Path) -> None:
     convert_checkpoint(source, tmp_path / "out.safetensors")
     with safe_open(tmp_path / "out.safetensors", "pt") as file:

@@ -53,7 +53,7 @@ class _Shard:
 
 
 def convert_checkpoint(
-    source: CheckpointPath,
+    source: CheckpointPath | Checkpoint,
     target: str | os.PathLike[str],
     torch_dtype: torch.dtype | str | None = None,
     max_shard_size: int | str | None = None,
@@ -65,7 +65,8 @@ def convert_checkpoint(
     source as it was and no target.
 
     Args:
-        source: a file, a list of files merged in order, a folder, a glob or an `index.json`; safetensors or torch.
+        source: a file, a list of files merged in order, a folder, a glob or an `index.json`, safetensors or torch; or
+            such a checkpoint that is open.
         target: a file that ends in ".safetensors"; with `max_shard_size` a folder, for shards and their index.
         torch_dtype: floating-point tensors are cast to it; others keep theirs. None casts nothing.
         max_shard_size: such as "5GB". A tensor that is larger has a shard of its own.
@@ -82,7 +83,7 @@ def convert_checkpoint(
     >>> lading.open_checkpoint(target).dtypes
     {'bfloat16': 184}
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     target = Path(target)
     dtype = None if torch_dtype is None else dtype_name(str(torch_dtype))
     limit = None if max_shard_size is None else parse_size(max_shard_size)

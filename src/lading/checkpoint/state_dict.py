@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,8 +74,6 @@ def read_state_dict(
     import torch
 
     from lading.checkpoint.dtypes import as_stored
-    from lading.checkpoint.upload import Upload
-    from lading.devices import find_device
 
     dtype_of = dtype_of or as_stored
     if pin_memory and not torch.accelerator.is_available():
@@ -83,13 +81,24 @@ def read_state_dict(
     by_file: dict[Path, dict[str, TensorInfo]] = {}
     for name, info in checkpoint.items():
         by_file.setdefault(info.file, {})[name] = info
-    target = find_device(device)
-    with Upload(target) if target is not None else nullcontext() as upload:
+    with _upload_to(device) as upload:
         tensors = _read(checkpoint, by_file, dtype_of, on_bytes, upload, meanwhile, use)
     for name in checkpoint:
         tensor = tensors.pop(name).to(device)
         tensors[name] = tensor.pin_memory() if pin_memory and tensor.device.type == "cpu" else tensor
     return tensors
+
+
+def _upload_to(device: str | torch.device) -> AbstractContextManager[Upload | None]:
+    """The way to a device; none for the CPU and devices that torch alone serves, which take what the CPU has."""
+    from lading.devices import find_device
+
+    target = find_device(device)
+    if target is None:
+        return nullcontext()
+    from lading.checkpoint.upload import Upload
+
+    return Upload(target)
 
 
 def _read(

@@ -76,7 +76,7 @@ def load_model(
     memory = None if limit is None else MemoryShare(limit)
     label = model_class.__name__
     return load_labelled(
-        label, model_class, path, config, torch_dtype, device, state_dict_converter, use_disk_map, memory
+        label, model_class, path, config, torch_dtype, device, memory, state_dict_converter, use_disk_map
     )
 
 
@@ -84,12 +84,12 @@ def load_labelled(
     label: str,
     model_class: type[ModelT],
     path: CheckpointPath,
-    config: Any = None,
-    torch_dtype: torch.dtype | str | None = torch.bfloat16,
-    device: str | torch.device = "cpu",
+    config: Any,
+    torch_dtype: torch.dtype | str | None,
+    device: str | torch.device,
+    memory: MemoryShare | None,
     state_dict_converter: StateDictConverter | None = None,
     use_disk_map: bool = False,
-    memory: MemoryShare | None = None,
 ) -> ModelT:
     """Load a network as `load_model` does, under the name that its progress bar shows."""
     dtype = None if torch_dtype is None else named_dtype(torch_dtype)
