@@ -189,6 +189,32 @@ def test_a_file_that_somebody_writes_to_is_not_mapped(big: Path) -> None:
     assert int(tensor.sum()) >= 0
 
 
+def test_a_file_without_a_lease_is_read_even_if_mapping_is_forced(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LADING_READ", "mapped")
+    expected = {name: tensor.clone() for name, tensor in load_file(big).items()}
+    with big.open("r+b"):
+        loaded = load_state_dict(big)
+    os.truncate(big, 10)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+def test_only_a_file_that_fits_in_no_memory_is_mapped_without_a_lease_and_a_warning_says_so(
+    big: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load_file(big)["b"].clone()
+    inventory = open_checkpoint(big).inventories[0]
+    monkeypatch.setattr("lading.host.available_memory", lambda: 2 * big.stat().st_size)
+    with big.open("r+b"):
+        alone = FileReader(inventory)
+        alone.tensor(inventory.tensors["b"])
+        assert alone.choice.way == "buffered"
+        assert not caplog.records
+        shard = FileReader(inventory, together=3 * big.stat().st_size)
+        assert torch.equal(shard.tensor(inventory.tensors["b"]), expected)
+    assert shard.choice.way == "mapped"
+    assert "without a lease" in caplog.text
+
+
 def test_a_mapping_and_its_lease_end_with_the_last_tensor(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LADING_READ", "mapped")
     loaded = load_state_dict(big)

@@ -82,7 +82,8 @@ class FileReader:
             use,
         )
         self.choice = choose_way(facts) if forced is None else Choice(forced, "forced by LADING_READ")
-        self._fetches = facts.resident < _RESIDENT and fits(facts.nbytes, facts.available)
+        self._fits = fits(facts.nbytes, facts.available)
+        self._fetches = facts.resident < _RESIDENT and self._fits
         if self.choice.way == "direct" and not self._source.open_direct():
             self.choice = Choice("buffered", "no direct reads on this file system")
         _log.debug("%s: %s", inventory.file, self.choice)
@@ -182,15 +183,22 @@ class FileReader:
         return arena, list(self._source.tasks(wanted, on_bytes))
 
     def _mapped(self) -> FileMapping | None:
-        """Map the file, or return None where that would not be safe."""
+        """Map the file, or return None where that would not be safe and its bytes fit in memory."""
         source = self._source
         if self._mapping is None:
-            guarded = map_file(source.file, source.nbytes)
-            if guarded is None and fits(source.nbytes, host.available_memory()) and forced_way() is None:
-                self.choice = Choice("buffered", "it cannot be held by a lease")
-                _log.debug("%s: %s", source.file, self.choice)
-                return None
-            self._mapping = guarded or map_file(source.file, source.nbytes, guarded=False)
+            mapping = map_file(source.file, source.nbytes)
+            if mapping is None:
+                if self._fits:
+                    self.choice = Choice("buffered", "it cannot be held by a lease")
+                    _log.debug("%s: %s", source.file, self.choice)
+                    return None
+                _log.warning(
+                    "%s: larger than the free memory, and mapped without a lease: if it is cut while its tensors "
+                    "are in use, this process ends. Load it as the user who owns it, or free memory",
+                    source.file,
+                )
+                mapping = map_file(source.file, source.nbytes, guarded=False)
+            self._mapping = mapping
             source.require_unchanged()
         return self._mapping
 
