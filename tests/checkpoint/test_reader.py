@@ -215,6 +215,34 @@ def test_only_a_file_that_fits_in_no_memory_is_mapped_without_a_lease_and_a_warn
     assert "without a lease" in caplog.text
 
 
+SAVE_OVER = """
+import sys, torch, lading, safetensors.torch
+how, file = sys.argv[1:]
+tensors = {name: torch.randn(4 << 20) for name in "abc"}
+save = {
+    "zip": torch.save,
+    "legacy": lambda *args: torch.save(*args, _use_new_zipfile_serialization=False),
+    "safetensors": safetensors.torch.save_file,
+}[how]
+safetensors.torch.save_file(tensors, file)
+loaded = lading.load_state_dict(file)
+assert file in open("/proc/self/maps").read(), "not mapped"
+save(loaded, file)
+again = lading.load_state_dict(file)
+print(all(torch.equal(loaded[name], tensor) and torch.equal(again[name], tensor) for name, tensor in tensors.items()))
+"""
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "safetensors"])
+def test_a_file_is_saved_over_by_torch_and_safetensors_while_its_tensors_are_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("LADING_READ", "mapped")
+    command = [sys.executable, "-c", SAVE_OVER, how, str(tmp_path / "model.pt")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=40)  # a lease is broken after 45
+    assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "True", "")
+
+
 def test_a_mapping_and_its_lease_end_with_the_last_tensor(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LADING_READ", "mapped")
     loaded = load_state_dict(big)

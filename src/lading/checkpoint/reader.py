@@ -13,6 +13,7 @@ from lading.checkpoint.header import FileInventory, TensorInfo
 from lading.checkpoint.mapping import FileMapping, map_file, resident_share
 from lading.checkpoint.reading import PIECE_BYTES, Extent, OnBytes, OpenFile, Reading
 from lading.checkpoint.stretches import find_stretches
+from lading.checkpoint.torch_save import let_torch_save
 from lading.checkpoint.ways import Choice, Facts, Use, choose_way, fits, forced_way
 from lading.errors import CheckpointError
 
@@ -200,6 +201,7 @@ class FileReader:
                 mapping = map_file(source.file, source.nbytes, guarded=False)
             self._mapping = mapping
             source.require_unchanged()
+            let_torch_save()
         return self._mapping
 
     def _cast(self, span: Span, scratch: Scratch, on_bytes: OnBytes | None) -> None:
