@@ -9,18 +9,20 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from lading import devices
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
-from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype
+from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype, torch_dtype_of
 from lading.errors import ComponentError
 from lading.loading.configs import read_config
 from lading.loading.network import (
     build_empty,
-    cast_by_transformers,
     construction,
     fill,
     is_diffusers_model,
     is_transformers_model,
+    kept_by_transformers,
     kept_in_float32,
+    named_by_transformers,
     require_exact,
     transformers_config,
     with_current_names,
@@ -109,6 +111,10 @@ def load_labelled(
         built.append(build_empty(model_class, config, dtype if is_diffusers_model(model_class) else None))
 
     itself = is_transformers_model(model_class) and state_dict_converter is None  # it builds and fills itself
+    if itself and not use_disk_map and devices.find_device(device) is not None:
+        uploaded = _upload_transformers(label, model_class, config, checkpoint, dtype, device)
+        if uploaded is not None:
+            return uploaded
     tensors: Mapping[str, torch.Tensor]
     if use_disk_map:
         tensors = DiskMap(path)
@@ -143,8 +149,8 @@ def _dtype_rule(model_class: type, config: Any, dtype: torch.dtype | None, check
     if is_transformers_model(model_class):
         if dtype is None or checkpoint.dtypes.keys() <= {str(dtype).removeprefix("torch.")}:
             return as_stored
-        stored = cast_by_transformers(model_class, config, dtype)
-        return lambda name: None if stored(name) else dtype
+        kept = kept_by_transformers(build_empty(model_class, config, None), dtype)
+        return lambda name: None if kept(name) else dtype  # transformers makes float32 of what it sees as it is stored
     kept = kept_in_float32(model_class, dtype)
     return lambda name: torch.float32 if kept(name) else dtype
 
@@ -157,6 +163,35 @@ def _find_config(model_class: type, config: Any, checkpoint: Checkpoint) -> Any:
         beside = checkpoint.files[0].parent / "config.json"
         return read_config(beside) if beside.is_file() else None
     return config
+
+
+def _upload_transformers(
+    label: str,
+    model_class: type[ModelT],
+    config: Any,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> ModelT | None:
+    """Send a transformers network's tensors straight to a device, or return None where transformers computes some."""
+    if dtype is None:
+        stored = (torch_dtype_of(info) for info in checkpoint.values())
+        dtype = next((kind for kind in stored if kind.is_floating_point), None)
+    model: Any = build_empty(model_class, config, dtype)
+    infos, computed = named_by_transformers(model, checkpoint)
+    if computed:
+        return None
+    kept = kept_by_transformers(model, dtype)
+    with loading_bar(label, checkpoint.nbytes) as on_bytes:
+        tensors = read_state_dict(
+            Checkpoint(checkpoint.inventories, infos),
+            lambda name: torch.float32 if kept(name) else dtype,
+            device,
+            on_bytes=on_bytes,
+        )
+    fill(model, tensors, ", ".join(str(file) for file in checkpoint.files))
+    model.config.dtype = dtype
+    return cast("ModelT", model.to(device).eval())
 
 
 def _load_transformers(

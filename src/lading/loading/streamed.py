@@ -11,7 +11,14 @@ import torch
 from lading.checkpoint import Checkpoint, DiskMap, TensorInfo, read_state_dict
 from lading.checkpoint.dtypes import DtypeOf, cast_of, packed_shape, torch_dtype_of
 from lading.errors import CheckpointError
-from lading.loading.network import build_empty, fill, is_diffusers_model, is_transformers_model, with_current_names
+from lading.loading.network import (
+    build_empty,
+    fill,
+    is_diffusers_model,
+    is_transformers_model,
+    named_by_transformers,
+    with_current_names,
+)
 from lading.memory.engine import parameter_places
 from lading.memory.image import Weight
 from lading.memory.manage import Manager, Stage
@@ -97,28 +104,11 @@ def _named_as_the_network(
     if is_diffusers_model(type(model)):
         return dict(with_current_names(model, checkpoint))
     if is_transformers_model(type(model)):
-        return _named_by_transformers(model, checkpoint)
-    return dict(checkpoint)
-
-
-def _named_by_transformers(model: Any, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """Source of the rule: `convert_and_load_state_dict_in_model` in transformers/core_model_loading.py."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if not isinstance(entry, WeightRenaming)]
-    own, prefix = model.state_dict(keep_vars=True), model.base_model_prefix
-    found: dict[str, TensorInfo] = {}
-    for name, info in checkpoint.items():
-        renamed, computed = rename_source_key(name, renamings, converters, prefix, own)
-        if renamed not in own and name in own:
-            renamed, computed = rename_source_key(name, [], [], prefix, own)
-        if computed is not None and renamed in own:
+        infos, computed = named_by_transformers(model, checkpoint)
+        if computed:
             raise CheckpointError(
-                f"{info.file}: {type(model).__name__} computes {renamed} from stored tensors: save the loaded model "
-                "once, and load that under a limit"
+                f"{', '.join(map(str, checkpoint.files))}: {type(model).__name__} computes {computed[0]} from stored "
+                "tensors: save the loaded model once, and load that under a limit"
             )
-        found[renamed] = info
-    return found
+        return infos
+    return dict(checkpoint)
