@@ -38,7 +38,8 @@ def load_state_dict(
         path: a file, a list of files merged in order, a folder, a glob or an `index.json`.
         torch_dtype: floating-point tensors are cast to it; others keep theirs. None casts nothing.
         device: where the tensors go.
-        pin_memory: copy the tensors to page-locked memory, from which a GPU is fed fastest.
+        pin_memory: copy the tensors to page-locked memory, from which a GPU is fed fastest: one block of their size,
+            held until the last of them is gone.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe or not a checkpoint.
@@ -84,9 +85,22 @@ def read_state_dict(
     with _upload_to(device) as upload:
         tensors = _read(checkpoint, by_file, dtype_of, on_bytes, upload, meanwhile, use)
     for name in checkpoint:
-        tensor = tensors.pop(name).to(device)
-        tensors[name] = tensor.pin_memory() if pin_memory and tensor.device.type == "cpu" else tensor
-    return tensors
+        tensors[name] = tensors.pop(name).to(device)
+    return _pinned(tensors) if pin_memory and torch.device(device).type == "cpu" else tensors
+
+
+def _pinned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    import torch
+
+    from lading.devices import find_device
+
+    accelerator = torch.accelerator.current_accelerator()
+    device = None if accelerator is None else find_device(accelerator)
+    if device is None:  # torch alone serves it
+        return {name: tensors.pop(name).pin_memory() for name in list(tensors)}
+    from lading.checkpoint.pinning import pin_tensors
+
+    return pin_tensors(tensors, device)
 
 
 def _upload_to(device: str | torch.device) -> AbstractContextManager[Upload | None]:

@@ -32,7 +32,12 @@ class CudaDevice:
             status = runtime.cudaHostRegister(address, len(memory), 0)
         if int(status) != 0:
             raise LadingError(f"{len(memory)} bytes of memory cannot be pinned: CUDA error {int(status)}")
-        return lambda: runtime.cudaHostUnregister(address)
+
+        def unpin() -> None:
+            torch.cuda.synchronize(self.device)  # torch does not know of this memory: copies may still read it
+            runtime.cudaHostUnregister(address)
+
+        return unpin
 
     def after_allocations(self) -> None:
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
