@@ -48,7 +48,12 @@ class CudaDevice:
             status = runtime.cudaHostRegister(address, len(memory), 0)
         if int(status) != 0:
             raise LadingError(f"{len(memory)} bytes of memory cannot be pinned: CUDA error {int(status)}")
-        return lambda: runtime.cudaHostUnregister(address)
+
+        def unpin() -> None:
+            torch.cuda.synchronize(self.torch_device)  # torch does not know of this memory: copies may still read it
+            runtime.cudaHostUnregister(address)
+
+        return unpin
 
     def mark(self) -> CudaEvent:
         return CudaEvent(torch.cuda.current_stream(self.torch_device))

@@ -149,7 +149,7 @@ def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -
     stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else None
     files = find_in_folder(spec.folder, stem, options.variant).files
     device, limits = options.device or "cpu", options.limits
-    model: torch.nn.Module = load_labelled(spec.name, model_class, files, config, dtype, device, limits=limits)
+    model: torch.nn.Module = load_labelled(spec.name, model_class, files, config, dtype, device, limits)
     if is_transformers_model(model_class):
         _load_generation_config(spec, model)
     _name_origin(model, spec.folder)

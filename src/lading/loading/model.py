@@ -9,19 +9,22 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from lading import devices
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
-from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype
+from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype, torch_dtype_of
 from lading.loading.configs import read_config
 from lading.loading.network import (
     build_empty,
-    cast_by_transformers,
     construction,
     fill,
     is_diffusers_model,
     is_transformers_model,
+    kept_by_transformers,
     kept_in_float32,
+    named_by_transformers,
     require_exact,
     transformers_config,
+    with_current_names,
 )
 from lading.loading.progress import loading_bar
 from lading.loading.streamed import limits_on, load_streamed
@@ -75,7 +78,7 @@ def load_model(
     limits = limits_on(device, memory_limit, host_memory_limit)
     label = model_class.__name__
     return load_labelled(
-        label, model_class, path, config, torch_dtype, device, state_dict_converter, use_disk_map, limits
+        label, model_class, path, config, torch_dtype, device, limits, state_dict_converter, use_disk_map
     )
 
 
@@ -83,12 +86,12 @@ def load_labelled(
     label: str,
     model_class: type[ModelT],
     path: CheckpointPath,
-    config: Any = None,
-    torch_dtype: torch.dtype | str | None = torch.bfloat16,
-    device: str | torch.device = "cpu",
+    config: Any,
+    torch_dtype: torch.dtype | str | None,
+    device: str | torch.device,
+    limits: Limits | None,
     state_dict_converter: StateDictConverter | None = None,
     use_disk_map: bool = False,
-    limits: Limits | None = None,
 ) -> ModelT:
     """Load a network as `load_model` does, under the name that its progress bar shows."""
     dtype = None if torch_dtype is None else named_dtype(torch_dtype)
@@ -106,6 +109,10 @@ def load_labelled(
         built.append(build_empty(model_class, config, dtype if is_diffusers_model(model_class) else None))
 
     itself = is_transformers_model(model_class) and state_dict_converter is None  # it builds and fills itself
+    if itself and not use_disk_map and devices.find_device(device) is not None:
+        uploaded = _upload_transformers(label, model_class, config, checkpoint, dtype, device)
+        if uploaded is not None:
+            return uploaded
     tensors: Mapping[str, torch.Tensor]
     if use_disk_map:
         tensors = DiskMap(path)
@@ -123,7 +130,7 @@ def load_labelled(
         build()
     (model,) = built
     if is_diffusers_model(model_class):
-        tensors = _with_current_names(model, tensors)
+        tensors = with_current_names(model, tensors)
     placed = {}
     for name in list(tensors):
         tensor = tensors.pop(name) if isinstance(tensors, dict) else tensors[name]  # a cast frees what it has read
@@ -140,8 +147,8 @@ def _dtype_rule(model_class: type, config: Any, dtype: torch.dtype | None, check
     if is_transformers_model(model_class):
         if dtype is None or checkpoint.dtypes.keys() <= {str(dtype).removeprefix("torch.")}:
             return as_stored
-        stored = cast_by_transformers(model_class, config, dtype)
-        return lambda name: None if stored(name) else dtype
+        kept = kept_by_transformers(build_empty(model_class, config, None), dtype)
+        return lambda name: None if kept(name) else dtype  # transformers makes float32 of what it sees as it is stored
     kept = kept_in_float32(model_class, dtype)
     return lambda name: torch.float32 if kept(name) else dtype
 
@@ -154,6 +161,35 @@ def _find_config(model_class: type, config: Any, checkpoint: Checkpoint) -> Any:
         beside = checkpoint.files[0].parent / "config.json"
         return read_config(beside) if beside.is_file() else None
     return config
+
+
+def _upload_transformers(
+    label: str,
+    model_class: type[ModelT],
+    config: Any,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> ModelT | None:
+    """Send a transformers network's tensors straight to a device, or return None where transformers computes some."""
+    if dtype is None:
+        stored = (torch_dtype_of(info) for info in checkpoint.values())
+        dtype = next((kind for kind in stored if kind.is_floating_point), None)
+    model: Any = build_empty(model_class, config, dtype)
+    infos, computed = named_by_transformers(model, checkpoint)
+    if computed:
+        return None
+    kept = kept_by_transformers(model, dtype)
+    with loading_bar(label, checkpoint.nbytes) as on_bytes:
+        tensors = read_state_dict(
+            Checkpoint(checkpoint.inventories, infos),
+            lambda name: torch.float32 if kept(name) else dtype,
+            device,
+            on_bytes=on_bytes,
+        )
+    fill(model, tensors, ", ".join(str(file) for file in checkpoint.files))
+    model.config.dtype = dtype
+    return cast("ModelT", model.to(device).eval())
 
 
 def _load_transformers(
@@ -182,12 +218,3 @@ def _load_transformers(
         [(name, tuple(wanted), tuple(found)) for name, found, wanted in info["mismatched_keys"]],
     )
     return model  # type: ignore[no-any-return] # from_pretrained is untyped
-
-
-def _with_current_names(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Rename the attention keys of diffusers checkpoints from before 0.18 as diffusers does; reads nothing."""
-    names = {name: name for name in tensors}
-    renamed = model._fix_state_dict_keys_on_load(dict(names))  # type: ignore[operator] # ModelMixin's
-    if renamed == names:
-        return tensors
-    return {new: tensors[old] for new, old in renamed.items()}

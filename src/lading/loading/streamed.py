@@ -7,11 +7,18 @@ from typing import Any, TypeVar
 
 import torch
 
-from lading.checkpoint import Checkpoint, DiskMap, FileReader, TensorInfo
-from lading.checkpoint.dtypes import DtypeOf, packed_shape, torch_dtype_of
+from lading.checkpoint import Checkpoint, DiskMap, TensorInfo, read_state_dict
+from lading.checkpoint.dtypes import DtypeOf, cast_of, packed_shape, torch_dtype_of
 from lading.devices import find_device
 from lading.errors import CheckpointError, ComponentError
-from lading.loading.network import build_empty, fill, is_diffusers_model, is_transformers_model
+from lading.loading.network import (
+    build_empty,
+    fill,
+    is_diffusers_model,
+    is_transformers_model,
+    named_by_transformers,
+    with_current_names,
+)
 from lading.memory.engine import parameter_places
 from lading.memory.image import Weight
 from lading.memory.management import Limits, Manager
@@ -58,18 +65,10 @@ def load_streamed(
     source = ", ".join(str(file) for file in checkpoint.files)
     model = build_empty(model_class, config, dtype)
     infos = _named_as_the_network(model, checkpoint, rename)
-    buffers = {name for name, _ in model.named_buffers()}
-    dtypes = {name: _computing_dtype(info, dtype_of(name)) for name, info in infos.items()}
-    fill(
-        model,
-        {
-            name: _read(info, dtypes[name], checkpoint)
-            if name in buffers
-            else torch.empty(packed_shape(info), dtype=dtypes[name], device="meta")
-            for name, info in infos.items()
-        },
-        source,
-    )
+    dtypes = {name: cast_of(info, dtype_of(name)) or torch_dtype_of(info) for name, info in infos.items()}
+    empty = {name: torch.empty(packed_shape(infos[name]), dtype=dtypes[name], device="meta") for name in infos}
+    buffers = {name: infos[name] for name, _ in model.named_buffers() if name in infos}
+    fill(model, empty | read_state_dict(Checkpoint(checkpoint.inventories, buffers), dtype_of, use="once"), source)
     strided = next((name for name, info in infos.items() if info.stride is not None), None)
     if strided is not None:
         raise CheckpointError(f"{source}: tensor {strided!r} is not stored row by row: use `lading convert` first")
@@ -82,19 +81,6 @@ def load_streamed(
     for buffer in model.buffers():
         buffer.data = buffer.data.to(manager.device)
     return model  # type: ignore[return-value] # build_empty built model_class
-
-
-def _computing_dtype(info: TensorInfo, wanted: torch.dtype | None) -> torch.dtype:
-    stored = torch_dtype_of(info)
-    return wanted if wanted is not None and stored.is_floating_point else stored
-
-
-def _read(info: TensorInfo, dtype: torch.dtype, checkpoint: Checkpoint) -> torch.Tensor:
-    inventory = next(inventory for inventory in checkpoint.inventories if inventory.file == info.file)
-    reader = FileReader(inventory, "once")
-    tensor = reader.tensor(info, dtype)
-    reader.close()
-    return tensor
 
 
 def _names(model: torch.nn.Module, places: list[tuple[torch.nn.Module, str]]) -> list[str]:
@@ -115,31 +101,13 @@ def _named_as_the_network(
         on_disk = DiskMap(list(checkpoint.files), state_dict_converter=rename)
         return {name: on_disk.info(name) for name in on_disk}
     if is_diffusers_model(type(model)):
-        renamed = model._fix_state_dict_keys_on_load({name: name for name in checkpoint})  # type: ignore[operator] # ModelMixin's
-        return {new: checkpoint[old] for new, old in renamed.items()}
+        return dict(with_current_names(model, checkpoint))
     if is_transformers_model(type(model)):
-        return _named_by_transformers(model, checkpoint)
-    return dict(checkpoint)
-
-
-def _named_by_transformers(model: Any, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """Source of the rule: `convert_and_load_state_dict_in_model` in transformers/core_model_loading.py."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if not isinstance(entry, WeightRenaming)]
-    own, prefix = model.state_dict(keep_vars=True), model.base_model_prefix
-    found: dict[str, TensorInfo] = {}
-    for name, info in checkpoint.items():
-        renamed, computed = rename_source_key(name, renamings, converters, prefix, own)
-        if renamed not in own and name in own:
-            renamed, computed = rename_source_key(name, [], [], prefix, own)
-        if computed is not None and renamed in own:
+        infos, computed = named_by_transformers(model, checkpoint)
+        if computed:
             raise CheckpointError(
-                f"{info.file}: {type(model).__name__} computes {renamed} from stored tensors: save the loaded model "
-                "once, and load that under a limit"
+                f"{', '.join(map(str, checkpoint.files))}: {type(model).__name__} computes {computed[0]} from stored "
+                "tensors: save the loaded model once, and load that under a limit"
             )
-        found[renamed] = info
-    return found
+        return infos
+    return dict(checkpoint)

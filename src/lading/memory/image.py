@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,8 +14,8 @@ from lading.checkpoint.dtypes import packed_shape, torch_dtype_of
 from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.reader import FileReader
 from lading.checkpoint.reading import Extent
+from lading.checkpoint.stretches import find_stretches
 
-_GAP_BYTES = 64 << 10
 _ALIGNMENT = 64
 
 
@@ -53,7 +53,7 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Read:
     """Bytes of a file, block by block, and where they go in the image."""
 
     file: Path
@@ -72,7 +72,7 @@ class Image:
 
     def __init__(self, weights: Mapping[str, Weight]) -> None:
         self._weights = dict(weights)
-        self._stretches: list[_Stretch] = []
+        self._reads: list[_Read] = []
         self._places: dict[str, int] = {}
         in_place = {name: weight.info for name, weight in weights.items() if weight.in_place and weight.nbytes}
         end = self._lay_out_stretches(in_place)
@@ -103,9 +103,9 @@ class Image:
     def tasks(self, arena: Arena, readers: Mapping[Path, FileReader], scratch: Scratch) -> list[Callable[[], None]]:
         """The reads and casts that fill an arena with the image."""
         tasks: list[Callable[[], None]] = []
-        for stretch in self._stretches:
-            memory = arena.view(stretch.place, stretch.place + stretch.end - stretch.start)
-            tasks += readers[stretch.file].tasks([Extent(stretch.start, memory)])
+        for read in self._reads:
+            memory = arena.view(read.place, read.place + read.end - read.start)
+            tasks += readers[read.file].tasks([Extent(read.start, memory)])
         tensors = self.tensors(arena) if self._cast else {}
         for file in {info.file for info in self._cast.values()}:
             infos = {name: info for name, info in self._cast.items() if info.file == file}
@@ -114,26 +114,10 @@ class Image:
 
     def _lay_out_stretches(self, infos: Mapping[str, TensorInfo]) -> int:
         place = 0
-        for group in _stretches(infos):
-            first, last = infos[group[0]], max(infos[name].end for name in group)
-            stretch = _Stretch(first.file, block_floor(first.start), block_ceiling(last), place)
-            self._stretches.append(stretch)
-            for name in group:
-                self._places[name] = place + infos[name].start - stretch.start
-            place += stretch.end - stretch.start
+        for stretch in find_stretches(infos):
+            read = _Read(stretch.file, block_floor(stretch.start), block_ceiling(stretch.end), place)
+            self._reads.append(read)
+            for name in stretch.names:
+                self._places[name] = place + infos[name].start - read.start
+            place += read.end - read.start
         return place
-
-
-def _stretches(infos: Mapping[str, TensorInfo]) -> Iterable[list[str]]:
-    """Names in groups that lie in one stretch of a file, short gaps included."""
-    group: list[str] = []
-    end = 0
-    for name in sorted(infos, key=lambda name: (str(infos[name].file), infos[name].start)):
-        info = infos[name]
-        if group and (info.file != infos[group[0]].file or info.start - end > _GAP_BYTES):
-            yield group
-            group, end = [], 0
-        group.append(name)
-        end = max(end, info.end)
-    if group:
-        yield group
