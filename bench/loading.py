@@ -20,6 +20,7 @@ from bench.runs import BUILD, Series, interleave, machine, print_failures, round
 from lading.host import available_memory
 
 WARM = "warm"
+PEERS = ("fastsafetensors", "runai-model-streamer")
 _DENOISER = tuple(way for way in WAYS if way != "transformers from_pretrained")
 _TEXT_ENCODER = (RAW, SAFETENSORS, "lading.load_state_dict", "transformers from_pretrained", "lading.load_model")
 _CAST = (SAFETENSORS, "lading.load_state_dict", "diffusers from_pretrained", "lading.load_model")
@@ -86,19 +87,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--disk", nargs="+", choices=DISKS, default=list(DISKS), help="for cold loads (default: both)")
     options = parser.parse_args(arguments)
     BUILD.mkdir(exist_ok=True)
-    peers = peers_python()
+    peers = peers_python(*PEERS)
     for name in options.checkpoints:
         with tempfile.TemporaryDirectory(dir=BUILD) as folder:
             COMPARISONS[name].write(Path(folder))
             compare(COMPARISONS[name], Path(folder), peers, options.rounds, options.disk)
 
 
-def compare(comparison: Comparison, folder: Path, peers: str | None, rounds: int, disks: Sequence[str]) -> None:
+def compare(comparison: Comparison, folder: Path, peers: str, rounds: int, disks: Sequence[str]) -> None:
     """Measure the loads of one checkpoint under each condition, and print the table.
 
     Args:
         folder: holds the checkpoint.
-        peers: the interpreter that has the peers, if they could be installed.
+        peers: the interpreter of the peers' environment.
         disks: names in `DISKS`.
     """
     files = sorted(folder.glob("*.safetensors"))
@@ -112,8 +113,8 @@ def compare(comparison: Comparison, folder: Path, peers: str | None, rounds: int
         without_disk = {label: command for label, command in programs.items() if label != RAW}
         results[WARM] = interleave(without_disk, rounds, lambda: bring_into_cache(files))
     print_table(results, list(programs), nbytes)
-    if peers is not None and any(command[0] == peers for command in programs.values()):
-        print(f"\n{peers_versions(peers)}")
+    if any(command[0] == peers for command in programs.values()):
+        print(f"\n{peers_versions(peers, *PEERS)}")
 
 
 def print_table(results: Mapping[str, Mapping[str, Series]], labels: Sequence[str], nbytes: int) -> None:
@@ -150,7 +151,7 @@ def _peak(results: Iterable[Mapping[str, Series]], label: str) -> str:
     return f"{max(shares):.2f}" if shares else "-"
 
 
-def _programs(comparison: Comparison, folder: Path, nbytes: int, peers: str | None) -> dict[str, list[str]]:
+def _programs(comparison: Comparison, folder: Path, nbytes: int, peers: str) -> dict[str, list[str]]:
     """The command of each load that is possible here."""
     roomy = nbytes <= available_memory()
     programs = {}
@@ -159,8 +160,6 @@ def _programs(comparison: Comparison, folder: Path, nbytes: int, peers: str | No
         interpreter = peers if way.peer else sys.executable
         if way.copies and not roomy:
             print(f"{label}: left out, as a copy does not fit into the free memory\n")
-        elif interpreter is None:
-            print(f"{label}: left out, as it could not be installed\n")
         else:
             programs[label] = [interpreter, "-m", "bench.loaders", name, str(folder), dtype]
     return programs
