@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from bench import hashing, loading, startup
+from bench import hashing, loading, startup, streaming
 
-MEASUREMENTS = {"loading": loading.main, "startup": startup.main, "hashing": hashing.main}
+MEASUREMENTS = {
+    "loading": loading.main,
+    "startup": startup.main,
+    "hashing": hashing.main,
+    "streaming": streaming.main,
+}
 
 
 def main() -> None:
