@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from bench import hashing, loading, startup, streaming
+from bench import gpu, hashing, loading, startup, streaming
 
 MEASUREMENTS = {
     "loading": loading.main,
     "startup": startup.main,
     "hashing": hashing.main,
     "streaming": streaming.main,
+    "gpu": gpu.main,
 }
 
 
