@@ -107,6 +107,9 @@ def mmgp(job: Job) -> torch.nn.Module:
     """Stream parts from pinned memory; two budgets are taken at a time, as the next part is on its way."""
     from mmgp import offload  # type: ignore[import-not-found] # in the peers' environment
 
+    if offload.last_offload_obj is not None:
+        offload.last_offload_obj.release()  # the tiny denoiser's
+    torch.set_default_device("cpu")  # it leaves another
     model: torch.nn.Module = from_pretrained(job)
     budget = job.limit // 2 >> 20
     offload.all(

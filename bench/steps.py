@@ -117,10 +117,10 @@ def run(build: Build, job: Job) -> dict[str, float]:
 def flux_inputs(model: Any, job: Job) -> dict[str, torch.Tensor]:
     """The same noise, text and positions for every run."""
     image, text = job.tokens
-    config, generator = model.config, torch.Generator().manual_seed(1)
+    config, generator = model.config, torch.Generator("cpu").manual_seed(1)
 
     def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).bfloat16().to(job.device)
+        return torch.randn(*shape, generator=generator, device="cpu").bfloat16().to(job.device)
 
     return {
         "hidden_states": noise(1, image, config.in_channels),
