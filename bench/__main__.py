@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from bench import hashing, loading, startup
+from bench import gpu, hashing, loading, startup, streaming
 
-MEASUREMENTS = {"loading": loading.main, "startup": startup.main, "hashing": hashing.main}
+MEASUREMENTS = {
+    "loading": loading.main,
+    "startup": startup.main,
+    "hashing": hashing.main,
+    "streaming": streaming.main,
+    "gpu": gpu.main,
+}
 
 
 def main() -> None:
