@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,30 +22,19 @@ from lading.errors import CheckpointError
 from lading.memory.files import WeightFiles
 from lading.memory.home import Arrival, Home
 from lading.memory.image import Image, Store
-from lading.memory.planner import Placement, Work, minimum_bytes, minimum_host_bytes, next_in_slot, place
+from lading.memory.planner import Placement, Work, minimum_bytes, minimum_host_bytes, next_in_slot, place, simulate
+from lading.memory.rates import Rates
 from lading.memory.statistics import CallStatistics, Statistics, UnitStatistics
 from lading.memory.trace import Trace
 from lading.memory.units import Leaf, Unit, make_units, visits
+
+_WORTHWHILE = 0.95
+"""Of a call's time: what is gained by moving units has to make up for their being read again."""
 
 _log = logging.getLogger(__name__)
 
 Places = Mapping[str, list[tuple[torch.nn.Module, str]]]
 """Parameter name -> the modules that hold it, and its name in each."""
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What predictions are made with.
-
-    Attributes:
-        read: bytes per second from the disk.
-        copy: bytes per second from host memory to a device.
-        compute: floating-point operations per second.
-    """
-
-    read: float = 1.5e9
-    copy: float = 2e10
-    compute: float = 1e11
 
 
 @dataclass
@@ -100,6 +90,7 @@ class Engine:
     ) -> None:
         self.module = module
         self.statistics = Statistics()
+        self.leaves = leaves
         self.units: tuple[Unit, ...] = make_units(leaves, unit_bytes)
         self.placement: Placement | None = None
         self.active = False
@@ -118,6 +109,8 @@ class Engine:
         self._routes: dict[str, _Route] = {}
         self._route = _Route((), {})
         self._visit = -1
+        self._calls = 0
+        self._predicted = "", 1.0
         self._seats: list[_Seat] = []
         self._slots: list[Store] = []
         self._holds: list[int | None] = []
@@ -125,14 +118,14 @@ class Engine:
 
     def minimum_bytes(self) -> int:
         """Return the least bytes for weights with which the module can run."""
-        return self.overhead_bytes + minimum_bytes(self._work((), {}, Rates()))
+        return self.overhead_bytes + minimum_bytes(self._work((), None, Rates()))
 
     def minimum_host_bytes(self) -> int:
         """Return the least host memory that the module needs beside a device."""
-        return minimum_host_bytes(self._work((), {}, Rates()))
+        return minimum_host_bytes(self._work((), None, Rates()))
 
     def set_placement(
-        self, nbytes: int, host_nbytes: int, traces: Mapping[str, Trace], rates: Rates
+        self, nbytes: int, host_nbytes: int, traces: Mapping[str, Trace], rates: Rates, reluctant: bool = False
     ) -> Placement | None:
         """Place the units anew within so many bytes; units that stay where they are keep their weights.
 
@@ -140,6 +133,7 @@ class Engine:
             nbytes: for weights where the module computes.
             host_nbytes: of host memory beside it.
             traces: by entry; the first is the one that is predicted.
+            reluctant: keep the placement before, which must fit, unless another one is clearly faster.
 
         Returns:
             None if they do not fit, and all stays as it is.
@@ -147,16 +141,21 @@ class Engine:
         with self._lock:
             orders = {entry: visits([call.leaf for call in trace.calls], self.units) for entry, trace in traces.items()}
             entry = next(iter(traces), "")
-            flops = {call.leaf: call.flops for call in traces[entry].calls} if entry else {}
-            work = self._work(orders.get(entry, ()), flops, rates)
+            work = self._work(orders.get(entry, ()), traces.get(entry), rates)
             placement = place(work, nbytes - self.overhead_bytes, host_nbytes)
             if placement is None:
                 return None
+            if reluctant and self.placement is not None:
+                seconds = simulate(work, self.placement)
+                if placement.seconds > _WORTHWHILE * seconds:
+                    placement = replace(self.placement, seconds=seconds)
             self._routes = {e: _Route(o, next_in_slot(o, placement)) for e, o in orders.items()}
             self._route = self._routes.get(entry, self._route)
             if self.placement is None or _seating(placement) != _seating(self.placement):
                 self._seat(placement)
             self.placement = placement
+            self._predicted = entry, sum(work.seconds)
+            self._calls = 0
             return placement
 
     @contextmanager
@@ -175,7 +174,20 @@ class Engine:
             finally:
                 self._go_on(-1)
                 seconds = time.perf_counter() - start
+                self._calls += 1
                 statistics.recent.append(CallStatistics.between(before, statistics, name, seconds))
+
+    @property
+    def slowness(self) -> float | None:
+        """How many times longer than predicted a call computes; None before the second call of a placement is done.
+
+        The first one also takes what only first calls do: memory is new, kernels are made.
+        """
+        entry, predicted = self._predicted
+        if self._calls != 2 or self.statistics.recent[-1].entry != entry:
+            return None
+        last = self.statistics.recent[-1]
+        return max(last.seconds - last.waited_seconds, 1e-6) / predicted
 
     def suspend(self) -> None:
         """Give back the memory of all weights; the next call brings what it needs."""
@@ -252,12 +264,13 @@ class Engine:
                 self.statistics.late += 1
             self._await(seat)
 
-    def _work(self, order: tuple[int, ...], flops: Mapping[str, int], rates: Rates) -> Work:
+    def _work(self, order: tuple[int, ...], trace: Trace | None, rates: Rates) -> Work:
         order = order or tuple(range(len(self.units)))
-        seconds = []
-        for unit in order:
-            count = sum(flops.get(leaf.name, 0) for leaf in self.units[unit].leaves)
-            seconds.append(max(count / rates.compute, 1e-6) / max(order.count(unit), 1))
+        flops = Counter[str]()
+        for call in trace.calls if trace is not None else ():
+            flops[call.leaf] += call.flops
+        whole = [sum(rates.seconds(flops[leaf.name], leaf.nbytes) for leaf in unit.leaves) for unit in self.units]
+        seconds = [whole[unit] / order.count(unit) for unit in order]
         sizes = tuple(image.nbytes for image in self._images)
         if not self._home.copies:
             return Work(sizes, tuple(seconds), order, rates.read)

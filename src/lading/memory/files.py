@@ -11,10 +11,14 @@ from lading.checkpoint.header import FileInventory
 from lading.checkpoint.reader import FileReader
 from lading.checkpoint.reading import PIECE_BYTES, THREADS
 from lading.memory.image import Image, Weight
+from lading.memory.rates import Meter
 
 
 class WeightFiles:
     """Open files, and what they hold for each parameter.
+
+    Attributes:
+        meter: of the disk.
 
     Args:
         weights: parameter name -> where its bytes are.
@@ -23,6 +27,7 @@ class WeightFiles:
 
     def __init__(self, weights: Mapping[str, Weight], inventories: Iterable[FileInventory], unit_bytes: int) -> None:
         self.weights = weights
+        self.meter = Meter()
         self._readers = {inventory.file: FileReader(inventory, "stream") for inventory in inventories}
         self._scratch = Scratch(min(PIECE_BYTES, max(unit_bytes // 8, 1 << 16)))
 
@@ -37,7 +42,8 @@ class WeightFiles:
 
     def tasks(self, image: Image, arena: Arena) -> list[Callable[[], None]]:
         """The reads and casts that fill an arena with an image."""
-        return image.tasks(arena, self._readers, self._scratch)
+        tasks = image.tasks(arena, self._readers, self._scratch)
+        return [self.meter.metered(task, image.nbytes // len(tasks)) for task in tasks]
 
     def read(self, name: str) -> torch.Tensor:
         """Read one parameter, on the CPU, in the dtype in which it computes."""

@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +18,13 @@ from lading.devices import Device
 from lading.errors import LadingError, MemoryLimitError
 from lading.memory.accelerator import DeviceHome
 from lading.memory.allocator import return_freed_memory
-from lading.memory.engine import Engine, Rates, bind_parameter, parameter_places
+from lading.memory.engine import Engine, bind_parameter, parameter_places
 from lading.memory.files import WeightFiles
 from lading.memory.home import Home
 from lading.memory.host import HostHome
 from lading.memory.image import Weight
 from lading.memory.plan import ModulePlan
+from lading.memory.rates import Rates
 from lading.memory.signature import Signature
 from lading.memory.stage import Stage, Turn
 from lading.memory.statistics import Statistics
@@ -53,7 +54,7 @@ class Limits:
         host_memory: bytes of host memory beside a device; of no account on the CPU.
         device: that computes; None is the CPU.
         stage: which of them computes now.
-        rates: what plans predict with.
+        rates: what first plans predict with.
     """
 
     memory: int
@@ -121,6 +122,8 @@ class Manager:
         self._modules = dict(module.named_modules())
         self._names = {part: name for name, part in self._modules.items()}
         self._added_bytes = self._buffer_bytes = 0
+        self._rates = limits.rates
+        self._refined = False
         self._planned_for: tuple[int, ...] = ()
         self._watch = Watch(module, self._names, self._places, self, self._stage.lock)
         self._stage.join(self)
@@ -223,6 +226,7 @@ class Manager:
         with self._stage.lock:
             self._notice_changes()
             self._learn(entry, args, kwargs)
+            self._refine()
             with self._require_engine().entry(entry):
                 yield
 
@@ -275,6 +279,7 @@ class Manager:
             activation = max(before.activation_bytes, found.activation_bytes)
             found = Trace(found.calls, activation, before.fixed | found.fixed)
         self._traces[entry] = found
+        self._refined = False
         try:
             if self._engine is not None:
                 self._replan()
@@ -321,15 +326,30 @@ class Manager:
             return
         self._replan()
 
+    def _refine(self) -> None:
+        """Plan with what was measured, once, after the second call of a plan."""
+        slowness = self._require_engine().slowness
+        if slowness is None or self._refined:
+            return
+        rates = self._rates
+        self._rates = replace(
+            rates,
+            compute=rates.compute / slowness,
+            memory=rates.memory / slowness,
+            read=self._files.meter.bytes_per_second or rates.read,
+        )
+        self._refined = True
+        self._replan(reluctant=True)
+
     def _circumstances(self) -> tuple[int, ...]:
         return self.limits.memory, self.limits.host_memory, self._stage.lasting_bytes()
 
-    def _replan(self) -> None:
+    def _replan(self, reluctant: bool = False) -> None:
         self._stage.send_off_others(self)  # what they hold was spare
         self._buffer_bytes = sum(buffer.nbytes for buffer in self.module.buffers() if not buffer.is_meta)
         leaves, fixed = self._leaves()
         engine = self._engine
-        if engine is None or tuple(leaf for unit in engine.units for leaf in unit.leaves) != leaves:
+        if engine is None or engine.leaves != leaves:
             if engine is not None:
                 engine.release()
             engine = self._engine = Engine(
@@ -345,7 +365,9 @@ class Manager:
             )
         activation = max((trace.activation_bytes for trace in self._traces.values()), default=0)
         memory, host_memory, others = self._circumstances()
-        placement = engine.set_placement(memory - activation - others, host_memory, self._traces, self.limits.rates)
+        placement = engine.set_placement(
+            memory - activation - others, host_memory, self._traces, self._rates, reluctant
+        )
         if placement is None:
             raise self._too_small(engine, activation, others)
         self._planned_for = memory, host_memory, others
