@@ -29,7 +29,14 @@ if TYPE_CHECKING:
         load_pipeline,
         skip_model_initialization,
     )
-    from lading.memory import Manager, manager_of
+    from lading.memory import (
+        AutoWrappedLinear,
+        AutoWrappedModule,
+        AutoWrappedNonRecurseModule,
+        Manager,
+        enable_vram_management,
+        manager_of,
+    )
 
 _HOMES = {
     "lading.checkpoint": ("DiskMap", "convert_checkpoint", "hash_model_file", "load_state_dict", "open_checkpoint"),
@@ -51,12 +58,22 @@ _HOMES = {
         "load_pipeline",
         "skip_model_initialization",
     ),
-    "lading.memory": ("Manager", "manager_of"),
+    "lading.memory": (
+        "AutoWrappedLinear",
+        "AutoWrappedModule",
+        "AutoWrappedNonRecurseModule",
+        "Manager",
+        "enable_vram_management",
+        "manager_of",
+    ),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 __version__ = "0.1.0"
 __all__ = [
+    "AutoWrappedLinear",
+    "AutoWrappedModule",
+    "AutoWrappedNonRecurseModule",
     "CheckpointError",
     "Components",
     "ComponentError",
@@ -70,6 +87,7 @@ __all__ = [
     "ShapeError",
     "__version__",
     "convert_checkpoint",
+    "enable_vram_management",
     "hash_model_file",
     "load_component",
     "load_components",
