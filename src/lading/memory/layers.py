@@ -104,7 +104,10 @@ class AutoWrappedModule(ReplaceableLayer):
     ) -> None:
         super().__init__()
         rules = parse_rules(vram_config)
-        weights = manage_weights(name, self._managed(module), rules, Residency(parse_limit(vram_limit)), disk_map)
+        managed = list(self._managed(module))
+        weights = manage_weights(name, managed, rules, Residency(parse_limit(vram_limit)), disk_map)
+        for _, part in managed:
+            watch_state_dict(part, weights)
         self.__dict__.update({attribute: module.__dict__[attribute] for attribute in _SHARED})
         self.__dict__.update(module=module, weights=weights, training=module.training)
 
@@ -208,6 +211,7 @@ class AutoWrappedLinear(ReplaceableLayer, torch.nn.Linear):
         weights = manage_weights(name, [("", module)], rules, Residency(parse_limit(vram_limit)), disk_map)
         self.__dict__.update(module.__dict__)
         self.__dict__.update(weights=weights, lora=HotLoRA(module.in_features, module.out_features))
+        watch_state_dict(self, weights)
 
     lora: HotLoRA
 
@@ -296,7 +300,6 @@ def manage_weights(
                 persists = attribute not in module._non_persistent_buffers_set
                 dtype = rules.computation.dtype if persists else None
                 weights.add_buffer(joined_name(path, attribute), module._buffers, attribute, dtype)
-        watch_state_dict(module, weights)
     return weights
 
 

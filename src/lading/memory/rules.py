@@ -83,7 +83,7 @@ class Rules:
 
     def vram_config(self) -> dict[str, Any]:
         """Return the eight keys that say the same."""
-        places = zip(("offload", "onload", "preparing", "computation"), self._places(), strict=True)
+        places = zip(("offload", "onload", "preparing", "computation"), self.places, strict=True)
         return {
             f"{state}_{what}": DISK if place.on_disk else getattr(place, what)
             for state, place in places
@@ -91,9 +91,11 @@ class Rules:
         }
 
     def __str__(self) -> str:
-        return ", then ".join(str(place) for place in self._places())
+        return ", then ".join(str(place) for place in self.places)
 
-    def _places(self) -> tuple[Place, Place, Place, Place]:
+    @property
+    def places(self) -> tuple[Place, Place, Place, Place]:
+        """The four, in the order of the states."""
         return self.offload, self.onload, self.preparing, self.computation
 
 

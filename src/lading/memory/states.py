@@ -17,23 +17,29 @@ from lading.memory.rules import Rules, State
 from lading.memory.weights import HeldWeight
 
 
-@dataclass
 class _Slot:
-    """Where a module finds one of its parameters, what is there now, and what is true."""
+    """Where a module finds one of its parameters, what is shown there, and the weight itself.
 
-    parameters: dict[str, torch.nn.Parameter | None]
-    attribute: str
-    held: HeldWeight
-    placed: torch.nn.Parameter
-    version: int
+    Attributes:
+        real: the weight in the layer's state; None if it takes no memory then.
+        shown: `real`, or what stands for it.
+    """
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter | None], attribute: str, held: HeldWeight) -> None:
+        self.parameters = parameters
+        self.attribute = attribute
+        self.held = held
+        self.put(held.at("offload"))
 
     @property
     def now(self) -> torch.nn.Parameter | None:
+        """What the module has there now."""
         return self.parameters[self.attribute]
 
-    def put(self, parameter: torch.nn.Parameter) -> None:
-        self.parameters[self.attribute] = self.placed = parameter
-        self.version = _version(parameter)
+    def put(self, real: torch.nn.Parameter | None) -> None:
+        self.real = real
+        self.parameters[self.attribute] = self.shown = self.held.shown(real)
+        self.version = _version(self.shown)
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,7 @@ class LayerWeights:
         self, name: str, parameters: dict[str, torch.nn.Parameter | None], attribute: str, held: HeldWeight
     ) -> None:
         """Take care of a parameter: it goes to where the layer's weights are offloaded."""
-        before = parameters[attribute]
-        assert before is not None
-        self._slots[name] = _Slot(parameters, attribute, held, before, 0)
-        self._slots[name].put(held.at("offload", before))
+        self._slots[name] = _Slot(parameters, attribute, held)
 
     def add_buffer(
         self, name: str, buffers: dict[str, torch.Tensor | None], attribute: str, dtype: torch.dtype | None
@@ -119,16 +122,17 @@ class LayerWeights:
             if state == "preparing" and self.state == "offload":
                 self.move("onload")
             self.settle()
-            placed = {name: slot.held.at(state, slot.placed) for name, slot in self._slots.items()}
+            real = {name: slot.held.at(state) for name, slot in self._slots.items()}
             for name, slot in self._slots.items():
                 if slot.now is not None:
-                    slot.put(placed[name])
+                    slot.put(real[name])
             self._move_buffers(state)
             self.state = state
 
     def ready(self) -> None:
         """Have the weights onloaded, and prepared where there is memory for that."""
         with self._residency.lock:
+            self.settle()
             if self.state == "offload":
                 self.move("onload")
             if self.state == "onload" and self._residency.promotes(self):
@@ -142,14 +146,13 @@ class LayerWeights:
             now = slot.now
             if now is None:
                 continue
-            if now is not slot.placed:
+            if now is not slot.shown:
                 slot.held.replace(now)
-                slot.put(now)
+                slot.put(slot.held.at(self.state))
             elif _version(now) != slot.version:
                 slot.held.write(now)
                 slot.version = _version(now)
-            elif not slot.held.on_disk:
-                slot.held.trains = now.requires_grad
+            slot.held.trains = now.requires_grad
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the parameters as they compute, for as long as the caller keeps them."""
@@ -161,7 +164,7 @@ class LayerWeights:
                 if (now := slot.now) is None:
                     continue
                 if id(slot.held) not in known:
-                    known[id(slot.held)] = now if self._bound else slot.held.computing(now, self.state)
+                    known[id(slot.held)] = now if self._bound else slot.held.computing(slot.real)
                 found[name] = known[id(slot.held)]
         return found
 
@@ -172,7 +175,7 @@ class LayerWeights:
             if slot is None or slot.now is None:
                 return None
             self.ready()
-            return slot.now if self._bound else slot.held.computing(slot.now, self.state)
+            return slot.now if self._bound else slot.held.computing(slot.real)
 
     @contextmanager
     def bound(self) -> Iterator[None]:
@@ -182,14 +185,14 @@ class LayerWeights:
                 yield
                 return
             tensors = self.tensors()
-            temporary = {name: tensor for name, tensor in tensors.items() if tensor is not self._slots[name].placed}
+            temporary = {name: tensor for name, tensor in tensors.items() if tensor is not self._slots[name].shown}
             if not temporary:
                 yield
                 return
             self._bound = True
             for name, tensor in temporary.items():
                 slot = self._slots[name]
-                slot.parameters[slot.attribute] = tensor  # type: ignore[assignment] # one that autograd made, or a copy
+                slot.parameters[slot.attribute] = torch.nn.Parameter(tensor, requires_grad=False)
             try:
                 with self.refetching(temporary):
                     yield
@@ -197,22 +200,19 @@ class LayerWeights:
                 self._bound = False
                 for name in temporary:
                     slot = self._slots[name]
-                    slot.parameters[slot.attribute] = slot.placed
+                    slot.parameters[slot.attribute] = slot.shown
 
     @contextmanager
     def refetching(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """Let autograd forget copies of frozen weights, and fetch them again for the backward pass."""
-        copies = {
-            tensor.untyped_storage().data_ptr(): name
-            for name, tensor in tensors.items()
-            if not tensor.requires_grad and tensor is not self._slots[name].placed and tensor.numel()
-        }
+        copies = {_address(tensor): name for name, tensor in tensors.items() if tensor is not self._slots[name].real}
+        copies.pop(None, None)
         if not copies or not torch.is_grad_enabled():
             yield
             return
 
         def pack(tensor: torch.Tensor) -> torch.Tensor | _Refetched:
-            name = copies.get(tensor.untyped_storage().data_ptr())
+            name = copies.get(_address(tensor))
             if name is None or tensor.dtype != tensors[name].dtype:
                 return tensor
             offset = tensor.storage_offset() - tensors[name].storage_offset()
@@ -241,6 +241,14 @@ class LayerWeights:
                 ):
                     state_dict[key] = slot.held.value()
 
+    def receive(self, state_dict: Mapping[str, Any], prefix: str, owner: Mapping[str, Any]) -> None:
+        """Make place for values that are about to be loaded into the module that owns some of the parameters."""
+        with self._residency.lock:
+            self.settle()
+            for slot in self._slots.values():
+                if slot.parameters is owner and prefix + slot.attribute in state_dict and slot.shown is not slot.real:
+                    slot.parameters[slot.attribute] = slot.held.empty()
+
     def nbytes_on(self, device: torch.device, state: State, seen: set[int]) -> int:
         """Return the memory that the weights take on a device in a state.
 
@@ -255,7 +263,7 @@ class LayerWeights:
             seen.add(id(slot.held))
             offload, place = self.rules.offload, self.rules.place(state)
             total += slot.held.nbytes_at(offload) if offload.device == device else 0
-            if place.device == device and not slot.held.is_home(place):
+            if place.device == device and not slot.held.is_home(state):
                 total += slot.held.nbytes_at(place)
         return total
 
@@ -270,16 +278,30 @@ class LayerWeights:
 
 
 def watch_state_dict(module: torch.nn.Module, weights: LayerWeights) -> None:
-    """Let a module's state dict hold true values."""
+    """Let a module's state dict hold true values, and let others be loaded."""
     owner = module._parameters
     reference = weakref.ref(weights)
+
+    def receive(_module: torch.nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+        found = reference()
+        if found is not None:
+            found.receive(state_dict, prefix, owner)
 
     def fill(_module: torch.nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
         found = reference()
         if found is not None:
             found.fill(state_dict, prefix, owner)
 
+    module.register_load_state_dict_pre_hook(receive)  # type: ignore[no-untyped-call] # torch types it not
     module.register_state_dict_post_hook(fill)  # type: ignore[no-untyped-call] # torch types it not
+
+
+def _address(tensor: torch.Tensor) -> int | None:
+    """What tells a tensor's memory from others'; None where it has none of its own, as wrappers of tensors have."""
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -23,7 +23,7 @@ from lading.memory.layers import (
 )
 from lading.memory.residency import Residency
 from lading.memory.rules import Rules, parse_limit, parse_rules
-from lading.memory.states import LayerWeights
+from lading.memory.states import LayerWeights, watch_state_dict
 from lading.memory.weights import keep_dtype, note_names
 
 _ENABLED = "vram_management_enabled"
@@ -146,6 +146,7 @@ def _rest(
         held += [(id(module._buffers), key) for key, value in module._buffers.items() if value is not None]
         if held and managed.isdisjoint(held):
             weights = manage_weights(name, [("", module)], rules, residency, disk_map)
+            watch_state_dict(module, weights)
             module.register_forward_pre_hook(lambda _module, _args, weights=weights: weights.ready(), prepend=True)
             yield weights
 
