@@ -60,7 +60,7 @@ def load_streamed(
     """
     source = ", ".join(str(file) for file in checkpoint.files)
     model = build_empty(model_class, config, dtype)
-    infos = _named_as_the_network(model, checkpoint, rename)
+    infos = named_as_the_network(model, checkpoint, rename)
     buffers = {name for name, _ in model.named_buffers()}
     dtypes = {name: _computing_dtype(info, dtype_of(name)) for name, info in infos.items()}
     fill(
@@ -108,7 +108,7 @@ def _names(model: torch.nn.Module, places: list[tuple[torch.nn.Module, str]]) ->
     ]
 
 
-def _named_as_the_network(
+def named_as_the_network(
     model: torch.nn.Module, checkpoint: Checkpoint, rename: Callable[[Any], Mapping[str, Any]] | None
 ) -> dict[str, TensorInfo]:
     """Give the checkpoint's tensors the network's names, as the libraries do when they load."""
