@@ -136,8 +136,9 @@ def test_a_tied_transformers_model_that_reads_weights_itself_is_managed(tmp_path
         model = load_model(T5EncoderModel, tmp_path, module_map=layers, vram_config=DISK)
         assert torch.equal(model(TOKENS).last_hidden_state, expected)
         model = load_model(T5EncoderModel, tmp_path, module_map=layers, vram_config=FP8_STORAGE)
-        for parameter in plain.parameters():
-            parameter.data = parameter.data.to(FP8).to(torch.bfloat16)
+        stored = load_model(T5EncoderModel, tmp_path, torch_dtype=None)
+        for parameter, exact in zip(plain.parameters(), stored.parameters(), strict=True):
+            parameter.data = exact.data.to(FP8).to(torch.bfloat16)
         assert torch.equal(model(TOKENS).last_hidden_state, plain(TOKENS).last_hidden_state)
 
 
