@@ -49,6 +49,10 @@ class EveryKind(nn.Module):
         state: torch.Tensor = self.table(tokens) * self.scale
         return state + self.computed.to(state.dtype)
 
+    def scaled(self, state: torch.Tensor) -> torch.Tensor:
+        """Reads a parameter that no layer holds, and calls none."""
+        return state * self.scale
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         state = self.encode(tokens)
         for block in self.blocks:

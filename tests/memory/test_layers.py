@@ -6,6 +6,7 @@ import copy
 import gc
 import itertools
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,26 @@ def test_a_weight_that_is_read_directly_is_there_as_it_computes() -> None:
             _ = norm.nonsense
 
 
+def test_a_method_that_reads_what_no_layer_holds_finds_it(tmp_path: Path) -> None:
+    plain = every_kind()
+    file = save(plain, tmp_path)
+    with far_device():
+        maps: list[dict[type[nn.Module], Any]] = [LAYERS, {EveryKind: AutoWrappedModule}]
+        for layers in maps:
+            config = vram_config("disk", "disk", "cpu", "mps:0")
+            model: Any = enable_vram_management(every_kind(), layers, config, disk_map=DiskMap(file))
+            assert torch.equal(model.scaled(torch.ones(16).to(FAR)).cpu(), plain.scale)
+
+
+def test_threads_that_share_a_model_get_its_outputs(tmp_path: Path) -> None:
+    plain = every_kind()
+    model = managed(vram_config("disk", "disk", "cpu", "cpu"), save(plain, tmp_path), 0)
+    inputs = [(TOKENS + shift) % 24 for shift in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(model, inputs))
+    assert all(torch.equal(output, plain(tokens)) for output, tokens in zip(outputs, inputs, strict=True))
+
+
 def test_a_whole_model_is_replaced_and_its_methods_are_calls(tmp_path: Path) -> None:
     plain = every_kind()
     file = save(plain, tmp_path)
@@ -338,13 +359,18 @@ def test_a_model_that_is_dropped_gives_its_memory_back_at_once(tmp_path: Path) -
         gc.enable()
 
 
-def test_what_was_first_called_in_inference_mode_trains_later() -> None:
-    layer = AutoWrappedLinear(nn.Linear(4, 4).requires_grad_(False), offload_dtype=BF16, **CPU)
-    with torch.inference_mode():
-        layer(torch.ones(1, 4))
-    state = torch.ones(1, 4, requires_grad=True)
-    layer(state).sum().backward()
-    assert state.grad is not None
+def test_what_was_first_called_in_inference_mode_trains_later(tmp_path: Path) -> None:
+    file = save(nn.Linear(4, 4, bias=False), tmp_path)
+    for storage in ({"offload_dtype": BF16}, {"offload_dtype": "disk"}, {"onload_dtype": BF16}):
+        linear = nn.Linear(4, 4, bias=False)
+        with torch.inference_mode():
+            layer = AutoWrappedLinear(linear, disk_map=DiskMap(file), **CPU, **storage)
+            layer(torch.ones(1, 4))
+            layer.offload()
+            layer(torch.ones(1, 4))
+        state = torch.ones(1, 4, requires_grad=True)
+        layer(state).sum().backward()
+        assert state.grad is not None
 
 
 def lora(seed: int, rank: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

@@ -70,7 +70,7 @@ class Residency:
         with self.lock:
             members = self.members()
             waiting = [w for w in members if w.state != "preparing" and not w.rules.preparing.on_disk]
-            if self.limit is None:
+            if self.limit is None or not waiting:
                 self._promoted = {id(weights) for weights in waiting}
                 return
             room: dict[torch.device, int] = {}

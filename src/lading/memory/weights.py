@@ -37,7 +37,8 @@ class Stored:
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
         """Read it to the CPU."""
-        return self.disk_map.read(self.name, dtype)
+        with torch.inference_mode(False):
+            return self.disk_map.read(self.name, dtype)
 
 
 class HeldWeight:
@@ -142,8 +143,9 @@ class HeldWeight:
             return real
         if self._stand_in is None:
             dtype, device = self.dtype_at(self._rules.computation), self._rules.device
-            nothing = torch.full((), float("nan") if dtype.is_floating_point else 0, dtype=dtype, device=device)
-            self._stand_in = self._parameter(nothing.expand(self.shape))
+            with torch.inference_mode(False):
+                nothing = torch.full((), float("nan") if dtype.is_floating_point else 0, dtype=dtype, device=device)
+                self._stand_in = self._parameter(nothing.expand(self.shape))
         if self._stand_in.is_floating_point():
             self._stand_in.requires_grad_(self.trains)
         return self._stand_in
@@ -151,7 +153,8 @@ class HeldWeight:
     def empty(self) -> torch.nn.Parameter:
         """Return a new parameter to put a value into; see `replace`."""
         place = self._rules.offload
-        return self._parameter(torch.empty(self.shape, dtype=self.dtype_at(place), device=place.device or "cpu"))
+        with torch.inference_mode(False):
+            return self._parameter(torch.empty(self.shape, dtype=self.dtype_at(place), device=place.device or "cpu"))
 
     def write(self, parameter: torch.nn.Parameter) -> None:
         """Take over a value that somebody has written to a copy; what was on the disk is in memory from now on."""

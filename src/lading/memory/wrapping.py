@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -28,7 +29,7 @@ from lading.memory.weights import keep_dtype, note_names
 
 _ENABLED = "vram_management_enabled"
 _ENTRIES = ("encode", "decode")
-"""Methods that are calls of a model, as `forward` is."""
+"""Methods that are calls of a model, as `forward` is and as those are that its class defines itself."""
 
 _KEPT = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
 
@@ -152,7 +153,7 @@ def _rest(
 
 
 def _attend(model: torch.nn.Module, rest: list[LayerWeights], residency: Residency, rules: Rules) -> None:
-    """Let calls of the model decide what is prepared, and give it `onload` and `offload`."""
+    """Let calls of the model decide what is prepared and bring in the rest, and give it `onload` and `offload`."""
 
     def begin() -> None:
         residency.decide()
@@ -166,10 +167,11 @@ def _attend(model: torch.nn.Module, rest: list[LayerWeights], residency: Residen
     model_of = weakref.ref(model)
     model.register_forward_pre_hook(lambda _module, _args: begin(), prepend=True)
     own: dict[str, Any] = {_ENABLED: True, "_apply": apply, "onload": residency.onload, "offload": residency.offload}
-    for entry in _ENTRIES:
-        method = getattr(type(model), entry, None)
-        if callable(method):
-            own[entry] = _beginning(method, begin, model_of)
+    methods = {entry: getattr(type(model), entry, None) for entry in _ENTRIES}
+    methods |= {name: method for name, method in vars(type(model)).items() if not name.startswith("_")}
+    for name, method in methods.items():
+        if inspect.isfunction(method) and name not in own and name != "forward":
+            own[name] = _beginning(method, begin, model_of)
     model.__dict__.update(own)
 
 
