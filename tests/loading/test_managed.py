@@ -194,8 +194,10 @@ def test_a_disk_map_of_another_model_is_a_clear_error(tmp_path: Path) -> None:
     save_file({"head.weight": torch.ones(3, 3)}, tmp_path / "other.safetensors")
     disk_map = DiskMap(tmp_path / "other.safetensors")
     config = vram_config("disk", "disk", "disk", "cpu")
-    with pytest.raises(CheckpointError, match=r"there is no tensor 'blocks\.0\.norm\.weight'"):
-        enable_vram_management(every_kind(), {nn.LayerNorm: AutoWrappedModule}, config, disk_map=disk_map)
+    model = every_kind()
+    with pytest.raises(CheckpointError, match=rf"{disk_map.checkpoint.files[0]}: there is no tensor 'scale'"):
+        enable_vram_management(model, LAYERS, config, disk_map=disk_map)
+    assert not any(isinstance(part, (AutoWrappedLinear, AutoWrappedModule)) for part in model.modules())
     with pytest.raises(CheckpointError, match=r"head.weight is \(3, 3\), expected \(24, 16\)"):
         AutoWrappedLinear(nn.Linear(16, 24, bias=False), name="head", disk_map=disk_map, **config)
 

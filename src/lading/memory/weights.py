@@ -224,6 +224,12 @@ def note_names(module: torch.nn.Module, prefix: str = "") -> None:
         names[id(parameter)].append(name)
 
 
+def require_stored(model: torch.nn.Module, disk_map: DiskMap) -> None:
+    """Raise CheckpointError if a disk map lacks a parameter of a model, or has it in another shape."""
+    for name, parameter in model.named_parameters():
+        _stored(parameter, name, disk_map)
+
+
 def keep_dtype(parameter: torch.nn.Parameter) -> None:
     """Let a parameter have its dtype in every place."""
     setattr(parameter, _KEEPS_DTYPE, True)

@@ -25,7 +25,7 @@ from lading.memory.layers import (
 from lading.memory.residency import Residency
 from lading.memory.rules import Rules, parse_limit, parse_rules
 from lading.memory.states import LayerWeights, watch_state_dict
-from lading.memory.weights import keep_dtype, note_names
+from lading.memory.weights import keep_dtype, note_names, require_stored
 
 _ENABLED = "vram_management_enabled"
 _ENTRIES = ("encode", "decode")
@@ -89,6 +89,8 @@ def enable_vram_management(
             "disk_map=lading.DiskMap(path), or load the model with load_model(..., vram_config=...)"
         )
     note_names(model)
+    if rules.offload.on_disk and disk_map is not None:
+        require_stored(model, disk_map)
     _note_kept(model)
     options = {"vram_limit": vram_limit, "disk_map": disk_map}
     whole = _target(model, module_map)
