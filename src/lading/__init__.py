@@ -29,7 +29,16 @@ if TYPE_CHECKING:
         load_pipeline,
         skip_model_initialization,
     )
-    from lading.memory import Manager, PipelineManager, manage, manager_of
+    from lading.memory import (
+        AutoWrappedLinear,
+        AutoWrappedModule,
+        AutoWrappedNonRecurseModule,
+        Manager,
+        PipelineManager,
+        enable_vram_management,
+        manage,
+        manager_of,
+    )
 
 _HOMES = {
     "lading.checkpoint": ("DiskMap", "convert_checkpoint", "hash_model_file", "load_state_dict", "open_checkpoint"),
@@ -51,12 +60,24 @@ _HOMES = {
         "load_pipeline",
         "skip_model_initialization",
     ),
-    "lading.memory": ("Manager", "PipelineManager", "manage", "manager_of"),
+    "lading.memory": (
+        "AutoWrappedLinear",
+        "AutoWrappedModule",
+        "AutoWrappedNonRecurseModule",
+        "Manager",
+        "PipelineManager",
+        "enable_vram_management",
+        "manage",
+        "manager_of",
+    ),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 __version__ = "0.1.0"
 __all__ = [
+    "AutoWrappedLinear",
+    "AutoWrappedModule",
+    "AutoWrappedNonRecurseModule",
     "CheckpointError",
     "Components",
     "ComponentError",
@@ -71,6 +92,7 @@ __all__ = [
     "ShapeError",
     "__version__",
     "convert_checkpoint",
+    "enable_vram_management",
     "hash_model_file",
     "load_component",
     "load_components",

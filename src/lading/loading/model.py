@@ -12,7 +12,9 @@ import torch
 from lading import devices
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
 from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype, torch_dtype_of
+from lading.errors import LadingError
 from lading.loading.configs import read_config
+from lading.loading.managed import load_managed, vram_rules
 from lading.loading.network import (
     build_empty,
     construction,
@@ -29,6 +31,7 @@ from lading.loading.network import (
 from lading.loading.progress import loading_bar
 from lading.loading.streamed import limits_on, load_streamed
 from lading.memory.management import Limits
+from lading.memory.wrapping import LayerMap, enable_vram_management
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 StateDictConverter = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
@@ -42,6 +45,9 @@ def load_model(
     device: str | torch.device = "cpu",
     state_dict_converter: StateDictConverter | None = None,
     use_disk_map: bool = False,
+    module_map: LayerMap | None = None,
+    vram_config: Mapping[str, Any] | None = None,
+    vram_limit: float | str | None = None,
     memory_limit: int | str | None = None,
     host_memory_limit: int | str | None = None,
 ) -> ModelT:
@@ -60,6 +66,10 @@ def load_model(
         state_dict_converter: called with the checkpoint's tensors by name, returns the network's.
         use_disk_map: read only the tensors that the converter, or the network, asks for; of use for files that hold
             several models.
+        module_map: class of a layer -> what replaces it, as in `enable_vram_management`; it needs a `vram_config`.
+        vram_config: where the weights of replaced layers are, state by state; it computes with `torch_dtype` on
+            `device` where it says nothing else. What is offloaded to "disk" is read when it computes.
+        vram_limit: in GiB, or such as "8GB", up to which layers are prepared.
         memory_limit: bytes, or such as "8GB", of the device for weights and activations together: weights that do not
             fit are streamed from the checkpoint while the network computes; `lading.manager_of` says how.
         host_memory_limit: of host memory, pinned, in which weights wait for a device; on the CPU the smaller of the two
@@ -69,6 +79,7 @@ def load_model(
         CheckpointError: a file is damaged or unsafe, or its tensors do not match the network; all names are listed.
         ComponentError: the network cannot be built from the config.
         MemoryLimitError: the limit is too small; no weight has been read.
+        LadingError: the `vram_config` cannot be followed.
 
     >>> import diffusers, lading
     >>> vae = lading.load_model(diffusers.AutoencoderKL, lading.shipped_model() / "vae", torch_dtype="float32")
@@ -77,9 +88,25 @@ def load_model(
     """
     limits = limits_on(device, memory_limit, host_memory_limit)
     label = model_class.__name__
-    return load_labelled(
-        label, model_class, path, config, torch_dtype, device, limits, state_dict_converter, use_disk_map
-    )
+    dtype = None if torch_dtype is None else named_dtype(torch_dtype)
+    rules = vram_rules(module_map, vram_config, vram_limit, dtype, torch.device(device))
+    if rules is None or module_map is None:
+        return load_labelled(
+            label, model_class, path, config, dtype, device, limits, state_dict_converter, use_disk_map
+        )
+    if limits is not None:
+        raise LadingError("load_model: memory_limit and vram_config both say where weights are: give one of them")
+    path = path if isinstance(path, (str, os.PathLike)) else list(path)
+    checkpoint = open_checkpoint(path)
+    config = _find_config(model_class, config, checkpoint)
+    model = load_managed(label, model_class, checkpoint, config, rules, module_map, vram_limit, state_dict_converter)
+    if model is None:
+        place = rules.offload.device or "cpu"
+        model = load_labelled(
+            label, model_class, path, config, rules.computation.dtype, place, None, state_dict_converter, use_disk_map
+        )
+        model = enable_vram_management(model, module_map, rules.vram_config(), vram_limit)
+    return cast("ModelT", model)
 
 
 def load_labelled(

@@ -64,7 +64,7 @@ def load_streamed(
     """
     source = ", ".join(str(file) for file in checkpoint.files)
     model = build_empty(model_class, config, dtype)
-    infos = _named_as_the_network(model, checkpoint, rename)
+    infos = named_as_the_network(model, checkpoint, rename)
     dtypes = {name: cast_of(info, dtype_of(name)) or torch_dtype_of(info) for name, info in infos.items()}
     empty = {name: torch.empty(packed_shape(infos[name]), dtype=dtypes[name], device="meta") for name in infos}
     buffers = {name: infos[name] for name, _ in model.named_buffers() if name in infos}
@@ -93,7 +93,7 @@ def _names(model: torch.nn.Module, places: list[tuple[torch.nn.Module, str]]) ->
     ]
 
 
-def _named_as_the_network(
+def named_as_the_network(
     model: torch.nn.Module, checkpoint: Checkpoint, rename: Callable[[Any], Mapping[str, Any]] | None
 ) -> dict[str, TensorInfo]:
     """Give the checkpoint's tensors the network's names, as the libraries do when they load."""
