@@ -174,14 +174,14 @@ def _median_growth(values: list[float] | list[int]) -> float:
 
 def _read_bytes() -> int:
     """Bytes that this process has had read from disks, by calls and by page faults."""
-    return _figure("/proc/self/io", "read_bytes")
+    return figure_of("/proc/self/io", "read_bytes")
 
 
 def _memory(field: str) -> int:
-    return _figure("/proc/self/status", field) * 1024
+    return figure_of("/proc/self/status", field) * 1024
 
 
-def _figure(file: str, field: str) -> int:
+def figure_of(file: str, field: str) -> int:
     for line in Path(file).read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1])
