@@ -25,7 +25,8 @@ from bench.groups import enter
 from bench.steps import figure_of
 from lading import load_model, manager_of
 
-folder, limit, group, steps, tokens = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+folder, group = sys.argv[1], Path(sys.argv[3])
+limit, steps, tokens = (int(sys.argv[place]) for place in (2, 4, 5))
 torch.nn.Linear(8, 8)(torch.ones(1, 8))
 enter(group)
 Path("/proc/self/clear_refs").write_text("5")
