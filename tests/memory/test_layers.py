@@ -423,6 +423,18 @@ def test_lora_equals_pefts_within_the_rounding_of_the_dtype(dtype: torch.dtype, 
         torch.testing.assert_close(layer(x), peft(x), rtol=tolerance, atol=tolerance)
 
 
+def test_adapters_merged_into_replaced_layers_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).requires_grad_(False)
+    enable_vram_management(model, {nn.Linear: AutoWrappedLinear}, {"computation_device": "cpu"})
+    peft: Any = get_peft_model(model, LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+    expected = peft(torch.ones(1, 4))
+    peft.merge_adapter()
+    with pytest.raises(LadingError, match="adapters are merged"):
+        peft(torch.ones(1, 4))
+    peft.unmerge_adapter()
+    torch.testing.assert_close(peft(torch.ones(1, 4)), expected)
+
+
 def test_peft_adapts_replaced_layers_and_trains_through_them(tmp_path: Path) -> None:
     plain, model = every_kind(), managed(vram_config("cpu", "cpu", "cpu", "cpu"), tmp_path, 0)
     settings = LoraConfig(target_modules=["project"], init_lora_weights="gaussian")

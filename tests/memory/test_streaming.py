@@ -455,3 +455,50 @@ def test_the_next_component_begins_to_come_where_memory_is_left() -> None:
     pipeline("a red star on a white background", num_inference_steps=2, callback_on_step_end=look)
     assert read[0] > 0
     assert not manager_of(pipeline.unet).active
+
+
+def test_an_interruption_while_weights_come_leaves_the_next_call_right(
+    odd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed, resident = (
+        load_model(Odd, odd, torch_dtype=None, memory_limit="120kB"),
+        load_model(Odd, odd, torch_dtype=None),
+    )
+    wait, waits = Reading.wait, 0
+
+    def interrupted(self: Reading) -> None:
+        nonlocal waits
+        waits += 1
+        if waits % 5 == 0:
+            self.cancel()
+            raise KeyboardInterrupt
+        wait(self)
+
+    interruptions = 0
+    with torch.no_grad():
+        expected = resident(torch.arange(10))
+        monkeypatch.setattr(Reading, "wait", interrupted)
+        for _ in range(12):
+            try:
+                assert torch.equal(streamed(torch.arange(10)), expected)
+            except KeyboardInterrupt:
+                interruptions += 1
+    assert interruptions > 2
+
+
+def test_a_pipeline_as_large_as_sd15_draws_the_same_picture_in_a_quarter_of_its_size(tmp_path: Path) -> None:
+    from bench.checkpoints import write_pipeline
+
+    write_pipeline(tmp_path)
+
+    def draw_small(pipeline: Any) -> torch.Tensor:
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        size = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "pt"}
+        images: torch.Tensor = pipeline("a red circle", generator=generator, **size).images[0]
+        return images
+
+    expected = draw_small(load_pipeline(tmp_path, torch_dtype="bfloat16"))
+    streamed = load_pipeline(tmp_path, torch_dtype="bfloat16", memory_limit="500MB")
+    assert torch.equal(draw_small(streamed), expected)
+    assert manager_of(streamed.unet).plan.placement.streamed_bytes > 1.2e9

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lading.errors import LadingError
 from lading.memory.engine import Places
+from lading.memory.merging import require_unmerged
 from lading.memory.trace import is_tracing
 
 ENTRIES = ("forward", "encode", "decode")
@@ -114,11 +115,7 @@ class Watch:
             added += sum(p.nbytes for name, p in part._parameters.items() if p is not None and name not in held)
             if part._compiled_call_impl is not None and part in self._names and part not in self._compiled:
                 compiled.append(part)
-            if getattr(part, "merged", False):
-                raise LadingError(
-                    f"adapters are merged into {type(self._module).__name__}, whose weights are streamed from files "
-                    "under a memory limit: unmerge them (unfuse_lora) and let them run beside the weights"
-                )
+            require_unmerged(self._module, part)
         for block in compiled:
             self._compile(block)
         return Survey(added, bool(compiled))

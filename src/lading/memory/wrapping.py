@@ -22,6 +22,7 @@ from lading.memory.layers import (
     manage_weights,
     require_unmoved,
 )
+from lading.memory.merging import require_unmerged
 from lading.memory.residency import Residency
 from lading.memory.rules import Rules, parse_limit, parse_rules
 from lading.memory.states import LayerWeights, watch_state_dict
@@ -158,6 +159,11 @@ def _attend(model: torch.nn.Module, rest: list[LayerWeights], residency: Residen
     """Let calls of the model decide what is prepared and bring in the rest, and give it `onload` and `offload`."""
 
     def begin() -> None:
+        attended = model_of()
+        assert attended is not None  # it is called
+        for part in attended.modules():
+            if isinstance(getattr(part, "base_layer", None), ReplaceableLayer):
+                require_unmerged(attended, part)
         residency.decide()
         for each in rest:
             each.ready()
