@@ -122,6 +122,8 @@ def _twin(module: torch.nn.Module) -> torch.nn.Module:
         for parameter in module.parameters()
     }
     memo |= {id(buffer): buffer for buffer in module.buffers()}
+    kept = (value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor))
+    memo |= {id(tensor): tensor.detach() for tensor in kept}
     try:
         twin = copy.deepcopy(module, memo)
     except (TypeError, RuntimeError) as error:
