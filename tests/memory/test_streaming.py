@@ -510,8 +510,9 @@ class Normalised(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(4))
-        self.__dict__["computed"] = self.blocks[0].weight * 2
+        first = torch.nn.Linear(32, 32)
+        self.blocks = torch.nn.ModuleList([first, *(torch.nn.Linear(32, 32) for _ in range(3))])
+        self.__dict__["computed"] = first.weight * 2
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
