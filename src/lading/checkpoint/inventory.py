@@ -24,10 +24,12 @@ class Checkpoint(Mapping[str, TensorInfo]):
     Attributes:
         inventories: what each file holds, in the order in which the files are merged.
         tensors: the merged tensors; of a name in several files the index decides, else the last file.
+        missing: names of shards that are not there; only where that was allowed.
     """
 
     inventories: tuple[FileInventory, ...]
     tensors: Mapping[str, TensorInfo]
+    missing: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self.tensors[name]
@@ -71,11 +73,12 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return f"{files}: {len(self)} tensors, {format_size(self.nbytes)}, {dtypes}"
 
 
-def open_checkpoint(path: CheckpointPath) -> Checkpoint:
+def open_checkpoint(path: CheckpointPath, complete: bool = True) -> Checkpoint:
     """Read what a checkpoint holds: names, dtypes, shapes and places, no data.
 
     Args:
         path: a file, a list of files, a folder, a glob or an `index.json`.
+        complete: False allows for missing shards; `.missing` then names them.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe or not a checkpoint.
@@ -85,7 +88,7 @@ def open_checkpoint(path: CheckpointPath) -> Checkpoint:
     >>> checkpoint["decoder.conv_in.bias"].dtype
     'float16'
     """
-    found = find_files(path)
+    found = find_files(path, complete)
     inventories = tuple(read_inventory(file) for file in found.files)
     tensors: dict[str, TensorInfo] = {}
     for inventory in inventories:
@@ -96,7 +99,7 @@ def open_checkpoint(path: CheckpointPath) -> Checkpoint:
         if info is None:
             raise CheckpointError(f"{file}: the index places tensor {name!r} here, the file lacks it: fetch it again")
         tensors[name] = info
-    return Checkpoint(inventories, tensors)
+    return Checkpoint(inventories, tensors, found.missing)
 
 
 def read_inventory(file: Path) -> FileInventory:
