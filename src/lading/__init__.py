@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lading.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lading.catalog import identify, register_architecture
     from lading.checkpoint import DiskMap, convert_checkpoint, hash_model_file, load_state_dict, open_checkpoint
     from lading.errors import (
         CheckpointError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lading.memory import Manager, manager_of
 
 _HOMES = {
+    "lading.catalog": ("identify", "register_architecture"),
     "lading.checkpoint": ("DiskMap", "convert_checkpoint", "hash_model_file", "load_state_dict", "open_checkpoint"),
     "lading.errors": (
         "CheckpointError",
@@ -71,6 +73,7 @@ __all__ = [
     "__version__",
     "convert_checkpoint",
     "hash_model_file",
+    "identify",
     "load_component",
     "load_components",
     "load_model",
@@ -78,6 +81,7 @@ __all__ = [
     "load_state_dict",
     "manager_of",
     "open_checkpoint",
+    "register_architecture",
     "shipped_model",
     "skip_model_initialization",
 ]

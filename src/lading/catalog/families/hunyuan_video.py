@@ -1,0 +1,126 @@
+"""HunyuanVideo: films from prompts and pictures. https://github.com/Tencent/HunyuanVideo"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.shapes import Shapes, quotient
+
+_T2V = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "num_layers": 20,
+    "num_single_layers": 40,
+    "num_refiner_layers": 2,
+    "mlp_ratio": 4.0,
+    "patch_size": 2,
+    "patch_size_t": 1,
+    "guidance_embeds": True,
+    "text_embed_dim": 4096,
+    "pooled_projection_dim": 768,
+    "rope_axes_dim": (16, 56, 56),
+    "image_condition_type": None,
+}
+_VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 16,
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("HunyuanVideoDownBlock3D",) * 4,
+    "up_block_types": ("HunyuanVideoUpBlock3D",) * 4,
+    "layers_per_block": 2,
+    "mid_block_add_attention": True,
+    "scaling_factor": 0.476986,
+}
+
+
+def _transformer(shapes: Shapes) -> dict[str, Any]:
+    width, in_channels, frames, patch, _ = shapes.shape("x_embedder.proj.weight")
+    head = shapes.size("transformer_blocks.{n}.attn.norm_q.weight")
+    axis = head // 16 * 2  # 16, 56, 56 of 128 in every published model
+    return {
+        "in_channels": in_channels,
+        "out_channels": quotient(shapes.size("proj_out.weight"), prod((frames, patch, patch)), "channels of a patch"),
+        "num_attention_heads": quotient(width, head, "heads"),
+        "attention_head_dim": head,
+        "num_layers": shapes.count("transformer_blocks"),
+        "num_single_layers": shapes.count("single_transformer_blocks"),
+        "num_refiner_layers": shapes.count("context_embedder.token_refiner.refiner_blocks"),
+        "mlp_ratio": shapes.size("transformer_blocks.{n}.ff.net.2.weight", 1) / width,
+        "patch_size": patch,
+        "patch_size_t": frames,
+        "guidance_embeds": shapes.has("time_text_embed.guidance_embedder.linear_1.weight"),
+        "text_embed_dim": shapes.size("context_embedder.proj_in.weight", 1),
+        "pooled_projection_dim": shapes.size("time_text_embed.text_embedder.linear_1.weight", 1),
+        "rope_axes_dim": (axis, (head - axis) // 2, (head - axis) // 2),
+    }
+
+
+def _vae(shapes: Shapes) -> dict[str, Any]:
+    depth = shapes.count("encoder.down_blocks")
+    widths = [shapes.size(f"encoder.down_blocks.{level}.resnets.0.conv1.conv.weight") for level in range(depth)]
+    return {
+        "in_channels": shapes.size("encoder.conv_in.conv.weight", 1),
+        "out_channels": shapes.size("decoder.conv_out.conv.weight"),
+        "latent_channels": shapes.size("decoder.conv_in.conv.weight", 1),
+        "block_out_channels": tuple(widths),
+        "down_block_types": ("HunyuanVideoDownBlock3D",) * depth,
+        "up_block_types": ("HunyuanVideoUpBlock3D",) * depth,
+        "layers_per_block": shapes.count("encoder.down_blocks.0.resnets"),
+        "mid_block_add_attention": shapes.has("encoder.mid_block.attentions.0.to_q.weight"),
+    }
+
+
+def _inputs(config: Config, extent: Extent) -> Inputs:
+    frames = (extent.num_frames - 1) // 4 + 1
+    inputs: Inputs = {
+        "hidden_states": InputSpec(
+            (extent.batch, config["in_channels"], frames, extent.height // 8, extent.width // 8)
+        ),
+        "timestep": InputSpec((extent.batch,), "int64"),
+        "encoder_hidden_states": InputSpec((extent.batch, extent.tokens, config["text_embed_dim"])),
+        "encoder_attention_mask": InputSpec((extent.batch, extent.tokens), "bool"),
+        "pooled_projections": InputSpec((extent.batch, config["pooled_projection_dim"])),
+    }
+    return {**inputs, "guidance": InputSpec((extent.batch,))} if config["guidance_embeds"] else inputs
+
+
+def _vae_inputs(config: Config, extent: Extent) -> Inputs:
+    film = (extent.batch, config["in_channels"], extent.num_frames, extent.height, extent.width)
+    return {"sample": InputSpec(film)}
+
+
+FAMILY = Family(
+    "hunyuan_video",
+    (
+        Architecture(
+            "transformer",
+            "diffusers.HunyuanVideoTransformer3DModel",
+            _transformer,
+            _inputs,
+            published={
+                "hunyuanvideo-community/HunyuanVideo": _T2V,
+                "hunyuanvideo-community/HunyuanVideo-I2V": {
+                    **_T2V,
+                    "guidance_embeds": False,
+                    "image_condition_type": "token_replace",
+                },
+            },
+            unverified={"rope_axes_dim": (16, 56, 56), "image_condition_type": None},
+            lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
+            latent=LatentNumbers(("batch", "channels", "frames", "height", "width"), 16, 8, 4, patch=2, multiple=16),
+        ),
+        Architecture(
+            "vae",
+            "diffusers.AutoencoderKLHunyuanVideo",
+            _vae,
+            _vae_inputs,
+            published={"hunyuanvideo-community/HunyuanVideo": _VAE},
+            unverified={"scaling_factor": 0.476986},
+        ),
+    ),
+)
