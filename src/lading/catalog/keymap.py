@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from lading.catalog.change import AddAxes, Change, DropAxes, Fuse, Permute, Same, Shape, Split, SwapHalves
 from lading.catalog.change import UnfitShapeError as UnfitShapeError  # part of what a map raises
+from lading.catalog.shapes import pattern_of
 from lading.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -165,16 +166,16 @@ class KeyMap:
 
     def _place(self, name: str) -> tuple[int, int, tuple[str, ...]] | None:
         """Return the first rule that fits, the name's place in it, and what its placeholders stand for."""
-        pattern = _NUMBER.sub("#", name)
+        pattern = pattern_of(name)
         likely = self._likely.get(pattern)
         if likely is None:
             likely = [template for template in self._templates if template.may_fit(pattern)]
             self._likely[pattern] = likely
         numbers = _NUMBER.findall(name)
         for template in likely:
-            values = template.values(name, numbers)
-            if values is not None:
-                return template.rule, template.place, tuple(values[key] for key in self._keys[template.rule])
+            if all(numbers[index] == number for index, number in template.literals):
+                values = template.values(name, numbers)
+                return template.rule, template.place, tuple([values[key] for key in self._keys[template.rule]])
         return None
 
     @cached_property
@@ -210,52 +211,42 @@ class _Template:
 
     Attributes:
         head: what comes before `{leaf}` or `{rest}`, with `#` for numbers and their placeholders.
-        slots: for each `#` the number that must stand there, or the placeholder's letter.
+        literals: which of the head's numbers must be which.
+        letters: which of the head's numbers is which placeholder's.
         tail: "leaf", "rest" or "" for none.
     """
 
     rule: int
     place: int
     head: str
-    slots: tuple[str, ...]
+    literals: tuple[tuple[int, str], ...]
+    letters: tuple[tuple[int, str], ...]
     tail: str
 
     @classmethod
     def parse(cls, name: str, rule: int, place: int) -> _Template:
         tail = next((word for word in ("leaf", "rest") if name.endswith(f"{{{word}}}")), "")
         head = name.removesuffix(f"{{{tail}}}") if tail else name
-        slots = tuple(number or letter for letter, number in re.findall(r"\{([a-z])\}|([0-9]+)", head))
+        slots = [number or letter for letter, number in re.findall(r"\{([a-z])\}|([0-9]+)", head)]
+        literals = tuple((index, slot) for index, slot in enumerate(slots) if slot.isdigit())
+        letters = tuple((index, slot) for index, slot in enumerate(slots) if not slot.isdigit())
         head = re.sub(r"\{[a-z]\}|[0-9]+", "#", head)
         if "{" in head:
             raise ValueError(f"key map: {name!r} has a placeholder that is neither a letter nor at the end")
-        return cls(rule, place, head, slots, tail)
+        return cls(rule, place, head, literals, letters, tail)
 
     def may_fit(self, pattern: str) -> bool:
         """Whether a name of this pattern fits, literal numbers aside."""
         if not self.tail:
             return pattern == self.head
-        rest = pattern[len(self.head) :]
-        return pattern.startswith(self.head) and bool(rest) and (self.tail == "rest" or "." not in rest)
+        if not pattern.startswith(self.head) or len(pattern) == len(self.head):
+            return False
+        return self.tail == "rest" or "." not in pattern[len(self.head) :]
 
-    def values(self, name: str, numbers: list[str]) -> dict[str, str] | None:
-        """Return what the placeholders stand for in a name that may fit; None if it does not."""
-        values: dict[str, str] = {}
-        length = len(self.head)
-        for slot, number in zip(self.slots, numbers, strict=False):
-            length += len(number) - 1
-            if slot.isdigit():
-                if slot != number:
-                    return None
-            else:
-                values[slot] = number
+    def values(self, name: str, numbers: list[str]) -> dict[str, str]:
+        """Return what the placeholders stand for in a name that fits."""
+        values = {letter: numbers[index] for index, letter in self.letters}
         if self.tail:
-            values[self.tail] = name[length:]
+            count = len(self.literals) + len(self.letters)
+            values[self.tail] = name[len(self.head) - count + len("".join(numbers[:count])) :]
         return values
-
-
-def prefixed(rules: Iterable[Rule], file: str = "", model: str = "") -> tuple[Rule, ...]:
-    """Return rules whose names are preceded by others: `prefixed(rules, "encoder.", "vision.")`."""
-    return tuple(
-        Rule(tuple(file + name for name in rule.file), tuple(model + name for name in rule.model), rule.change)
-        for rule in rules
-    )

@@ -26,6 +26,8 @@ WRAPPERS = (
 )
 """What trainers and repackagers put before every name of one network."""
 
+_MOST_WRAPPERS = 4
+
 _PARTS = re.compile(
     r"model\.diffusion_model\.|diffusion_model\.|first_stage_model\.|audio_vae\.|vae\.|vocoder\.|text_embedding_projection\."
     r"|cond_stage_model\.(?:transformer\.|model\.)?|conditioner\.embedders\.[0-9]+\.(?:transformer\.|model\.)?"
@@ -128,7 +130,9 @@ def divide(whole: Shapes) -> list[Part]:
 def unwrap(part: Part) -> Iterator[Part]:
     """Yield a part as it is, then without each prefix that all of its names share, one after the other."""
     yield part
-    for wrapper in WRAPPERS:
-        if part.shapes and all(name.startswith(wrapper) for name in part.shapes):
-            yield from unwrap(Part(part.prefix + wrapper, part.shapes.under(wrapper)))
+    for _ in range(_MOST_WRAPPERS):
+        wrapper = next((one for one in WRAPPERS if all(name.startswith(one) for name in part.shapes)), None)
+        if wrapper is None or not part.shapes:
             return
+        part = Part(part.prefix + wrapper, part.shapes.under(wrapper))
+        yield part

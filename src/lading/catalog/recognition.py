@@ -16,14 +16,16 @@ from lading.catalog.identification import Candidate, Identification
 from lading.catalog.normalise import Part, divide, sort_content, unwrap
 from lading.catalog.shapes import Shapes, UnknownSizeError
 from lading.catalog.structure import Fit, Signature, patterns_of, shipped_signatures
-from lading.checkpoint.inventory import Checkpoint, open_checkpoint
+from lading.checkpoint.inventory import Checkpoint, hash_layout, open_checkpoint
 from lading.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lading.checkpoint.files import CheckpointPath
 
 _NEAREST = 3
-_PARTIAL_SCORE = 0.3
+_PARTIAL_SCORE = 0.2
+_PARTIAL_PATTERNS = 8
+"""So much must be there of a file whose other tensors are missing, or it might be anything."""
 _LAYER_PATTERNS = 4
 """A numbered list whose elements hold this many patterns is a list of layers, whose numbers have no holes."""
 
@@ -59,9 +61,22 @@ def identify(path: CheckpointPath) -> Identification:
 
 def identify_checkpoint(checkpoint: Checkpoint) -> Identification:
     """Tell what an opened checkpoint is; see `identify`."""
-    shapes: dict[str, Shape] = {name: info.shape for name, info in checkpoint.items()}
-    digest = checkpoint.hash()
+    shapes = {name: info.shape for name, info in checkpoint.items()}
+    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint))
+    candidates, contradictions = _with_sibling_config(list(found.candidates), checkpoint)
     problems = [_missing_shards(checkpoint.missing)] if checkpoint.missing else []
+    problems += [*found.problems, *contradictions, *_ambiguities(candidates)]
+    return replace(found, files=checkpoint.files, candidates=tuple(candidates), problems=tuple(problems))
+
+
+def identify_tensors(shapes: Mapping[str, Shape]) -> Identification:
+    """Tell what a state dict is, given its names and shapes; see `identify`."""
+    found = _identify(shapes, hash_layout(shapes), "")
+    return replace(found, problems=(*found.problems, *_ambiguities(found.candidates)))
+
+
+def _identify(shapes: Mapping[str, Shape], digest: str, hints: str) -> Identification:
+    problems = []
     known = known_models().get(digest)
     if known is not None and any("," in name or ":" in name for name in shapes):
         problems.append("the hash is a published one, but names with commas or colons can imitate any: it is not used")
@@ -71,41 +86,41 @@ def identify_checkpoint(checkpoint: Checkpoint) -> Identification:
         problems.append(f"quantised: {count} tensors are what {scheme} adds; shapes of quantised weights may differ")
     if content.lora is not None:
         problems.append(f"a LoRA in the {content.lora} dialect, no network: load it onto the one it was made for")
-        return Identification(checkpoint.files, digest, (), tuple(problems), known)
-    parts, findings = _findings(content.whole)
-    candidates = [candidate for finding in findings for candidate in finding.candidates]
+        return Identification((), digest, (), tuple(problems), known)
+    findings = _findings(content.whole)
+    candidates = _ranked([one for finding in findings for one in finding.candidates], known, hints)
     problems += [problem for finding in findings for problem in finding.problems]
-    candidates = _ranked(candidates, known, _hints(checkpoint))
-    candidates, more = _with_sibling_config(candidates, checkpoint)
-    problems += more
-    if known is not None:
+    if known is not None and candidates:
         candidates = [replace(candidate, match="hash") for candidate in candidates]
-        if not candidates:
-            candidates = [Candidate(name, "", None, {}, "", "hash") for name in known.names]
-            problems.append(f"{known}: known, no network class in diffusers or transformers")
-    problems += _ambiguities(candidates)
-    nearest: tuple[Fit, ...] = ()
-    if not all(finding.complete for finding in findings) and not (
-        known is not None and candidates[0].model_class is None
-    ):
-        fits = [fit for finding in findings if not finding.complete for fit in finding.fits]
-        nearest = tuple(sorted(fits, key=lambda fit: fit.score, reverse=True)[:_NEAREST])
+    elif known is not None:
+        problems.append(f"{known}: known, no network class in diffusers or transformers")
+        candidates = [Candidate(name, "", None, {}, "", "hash") for name in known.names]
+        return Identification((), digest, tuple(candidates), tuple(problems), known)
+    fits = [fit for finding in findings if not finding.complete for fit in finding.fits]
+    nearest = tuple(sorted(fits, key=lambda fit: fit.score, reverse=True)[:_NEAREST])
     if not candidates:
-        problems.append(_why_unknown(parts, nearest))
-    return Identification(checkpoint.files, digest, tuple(candidates), tuple(problems), known, nearest)
+        problems.append(_why_unknown(shapes, nearest))
+    return Identification((), digest, tuple(candidates), tuple(problems), known, nearest)
 
 
-def _findings(whole: Shapes) -> tuple[list[Part], list[_Finding]]:
+def _findings(whole: Shapes) -> list[_Finding]:
+    """What is in the file; installed packages are asked where nothing that is known already fits."""
+    findings = _findings_in_parts(whole)
+    if not any(finding.complete for finding in findings) and registry.load_entry_points():
+        return _findings_in_parts(whole)
+    return findings
+
+
+def _findings_in_parts(whole: Shapes) -> list[_Finding]:
     """Look at the file as one network first, then at the parts that its prefixes make."""
-    part = Part("", whole)
-    first = _look_at(part)
+    first = _look_at(Part("", whole))
     parts = divide(whole)
     if first.complete or (len(parts) == 1 and not parts[0].prefix):
-        return [part], [first]
+        return [first]
     findings = [_look_at(part) for part in parts]
     found = any(finding.complete for finding in findings)
     better = any(finding.candidates for finding in findings) and not first.candidates
-    return (parts, findings) if found or better else ([part], [first])
+    return findings if found or better else [first]
 
 
 def _signatures() -> Iterator[Signature]:
@@ -114,13 +129,7 @@ def _signatures() -> Iterator[Signature]:
 
 
 def _look_at(part: Part) -> _Finding:
-    finding = _best_finding(part)
-    if not finding.complete and registry.load_entry_points():
-        return _best_finding(part)
-    return finding
-
-
-def _best_finding(part: Part) -> _Finding:
+    """Compare a part, with and without its wrapping prefixes, with all signatures."""
     fits: list[Fit] = []
     partial: list[tuple[Fit, Part]] = []
     reasons: list[str] = []
@@ -142,7 +151,8 @@ def _best_finding(part: Part) -> _Finding:
         if candidates:
             return _Finding(tuple(candidates), (*problems, *_holes(view)), (), True)
         fits += these
-        partial += [(fit, view) for fit in these if fit.score >= _PARTIAL_SCORE and not fit.extra]
+        if len(patterns) >= _PARTIAL_PATTERNS:
+            partial += [(fit, view) for fit in these if fit.score >= _PARTIAL_SCORE and not fit.extra]
     fits = sorted(fits, key=lambda fit: fit.score, reverse=True)[:_NEAREST]
     return _partial_finding(partial, fits, reasons)
 
@@ -298,10 +308,11 @@ def _with_sibling_config(candidates: list[Candidate], checkpoint: Checkpoint) ->
     return [decided, *rivals], problems
 
 
-def _ambiguities(candidates: list[Candidate]) -> list[str]:
+def _ambiguities(candidates: Iterable[Candidate]) -> list[str]:
     problems = []
-    for prefix in dict.fromkeys(candidate.prefix for candidate in candidates):
-        rivals = [one for one in candidates if one.prefix == prefix and one.model_class is not None]
+    everyone = list(candidates)
+    for prefix in dict.fromkeys(candidate.prefix for candidate in everyone):
+        rivals = [one for one in everyone if one.prefix == prefix and one.model_class is not None]
         if len(rivals) > 1:
             texts = []
             for rival in rivals:
@@ -327,8 +338,12 @@ def _holes(view: Part) -> list[str]:
             lists.setdefault(head, set()).add(tail)
     problems = []
     for head, tails in lists.items():
-        numbers = view.shapes.numbers(head) if len(tails) >= _LAYER_PATTERNS else []
-        if not numbers or numbers[-1] - len(numbers) > 10_000:
+        if len(tails) < _LAYER_PATTERNS:
+            continue
+        try:
+            numbers = view.shapes.numbers(head)
+        except UnknownSizeError as error:
+            problems.append(f"not {error.args[0]}")
             continue
         absent = sorted(set(range(numbers[-1])) - set(numbers))
         if absent:
@@ -341,8 +356,8 @@ def _missing_shards(missing: tuple[str, ...]) -> str:
     return f"{len(missing)} shards are missing: {', '.join(missing)}: fetch them"
 
 
-def _why_unknown(parts: list[Part], nearest: tuple[Fit, ...]) -> str:
-    if not any(part.shapes for part in parts):
+def _why_unknown(shapes: Mapping[str, Shape], nearest: tuple[Fit, ...]) -> str:
+    if not shapes:
         return "no tensors: an empty checkpoint"
     if nearest and nearest[0].score > 0.5:
         return f"not recognised: nearest is {nearest[0].signature.model_class}; see what is missing and extra"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from lading.catalog.change import Shape
 
 _NUMBER = re.compile(r"[0-9]+")
+_MOST_DIGITS = 3
+"""Of a layer's number; no network has a thousand layers, and a file that says so shall not make us list them."""
 
 
+@lru_cache(maxsize=1 << 14)  # a file's names are looked at several times
 def pattern_of(name: str) -> str:
     """Return a name with `#` for every number: what the tensors of a network's layers have in common.
 
@@ -44,7 +47,7 @@ class Shapes(Mapping[str, Shape]):
         """The names of each pattern, as `pattern_of` makes it, in the order of the file."""
         groups: dict[str, list[str]] = {}
         for name in self._shapes:
-            groups.setdefault(_NUMBER.sub("#", name), []).append(name)
+            groups.setdefault(pattern_of(name), []).append(name)
         return groups
 
     def find(self, pattern: str) -> list[str]:
@@ -55,7 +58,9 @@ class Shapes(Mapping[str, Shape]):
         expression = re.compile("([0-9]+)".join(map(re.escape, parts)))
         matches = (expression.fullmatch(name) for name in self.by_pattern.get(pattern_of("#".join(parts)), ()))
         found = [match for match in matches if match is not None]
-        return [match[0] for match in sorted(found, key=lambda match: [int(number) for number in match.groups()])]
+        return [
+            match[0] for match in sorted(found, key=lambda match: [(len(number), number) for number in match.groups()])
+        ]
 
     def has(self, pattern: str) -> bool:
         """Whether a tensor of this name, or any of this pattern, is there."""
@@ -76,23 +81,29 @@ class Shapes(Mapping[str, Shape]):
         """Return one size of a tensor, or of the first that fits a pattern.
 
         Raises:
-            UnknownSizeError: no tensor fits, or it has no such axis.
+            UnknownSizeError: no tensor fits, it has no such axis, or nothing is in it.
         """
         shape = self.shape(pattern)
-        try:
-            return shape[axis]
-        except IndexError:
-            raise UnknownSizeError(f"{pattern}, axis {axis} of shape {shape}") from None
+        if axis >= len(shape) or not shape[axis]:
+            raise UnknownSizeError(f"{pattern}, axis {axis}: its shape is {shape}")
+        return shape[axis]
 
     def numbers(self, prefix: str) -> list[int]:
-        """Return the numbers that follow a prefix: `numbers("blocks")` of `blocks.0.a` and `blocks.2.b` is [0, 2]."""
+        """Return the numbers that follow a prefix: `numbers("blocks")` of `blocks.0.a` and `blocks.2.b` is [0, 2].
+
+        Raises:
+            UnknownSizeError: a number is too high for any network.
+        """
         start = len(prefix) + 1
         found = {
             name[start:].partition(".")[0]
             for name in self._names_by_head.get(prefix.partition(".")[0], ())
             if name.startswith(f"{prefix}.")
         }
-        return sorted(int(part) for part in found if part.isascii() and part.isdecimal())
+        numbers = [part for part in found if part.isascii() and part.isdecimal()]
+        if any(len(part) > _MOST_DIGITS for part in numbers):
+            raise UnknownSizeError(f"layers that a network can have: {prefix} has too high numbers")
+        return sorted(map(int, numbers))
 
     def count(self, prefix: str) -> int:
         """Return how many layers there are under a prefix: one more than the highest number; 0 without any.

@@ -65,7 +65,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
         layout: dict[str, Any] = {}
         for inventory in self.inventories:
             layout.update(inventory.layout)
-        return hashlib.md5(_layout_text(layout, with_shape).encode(), usedforsecurity=False).hexdigest()
+        return hash_layout(layout, with_shape)
 
     def __str__(self) -> str:
         dtypes = ", ".join(self.dtypes)
@@ -150,6 +150,11 @@ def hash_model_file(path: CheckpointPath, with_shape: bool = True) -> str:
     True
     """
     return open_checkpoint(path).hash(with_shape)
+
+
+def hash_layout(layout: Mapping[str, Any], with_shape: bool = True) -> str:
+    """Return the hash of names and shapes; a mapping instead of a shape is a nested dict of them."""
+    return hashlib.md5(_layout_text(layout, with_shape).encode(), usedforsecurity=False).hexdigest()
 
 
 def _layout_text(layout: Mapping[str, Any], with_shape: bool) -> str:

@@ -72,9 +72,10 @@ def _transformer(shapes: Shapes) -> dict[str, Any]:
             "patch_size_t": None,
             "out_channels": out_channels,
         }
-    # In 1.5 the patches are a linear layer of 2 frames by 2 by 2 pixels.
+    # In 1.5 the patches are a linear layer of 2 frames by 2 by 2 pixels, whatever its config says of a bias.
     return {
         **config,
+        "patch_bias": False,
         "in_channels": quotient(weight[1], 8, "channels of a patch"),
         "patch_size": 2,
         "patch_size_t": 2,

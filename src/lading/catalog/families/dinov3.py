@@ -45,7 +45,7 @@ def _vit(shapes: Shapes) -> dict[str, Any]:
         "num_attention_heads": 32 if width == 4096 else max(width // 64, 1),
         "num_channels": channels,
         "patch_size": patch,
-        "num_register_tokens": shapes.size("embeddings.register_tokens", 1),
+        "num_register_tokens": shapes.shape("embeddings.register_tokens")[1],
         "query_bias": shapes.has(f"{layer}.attention.q_proj.bias"),
         "key_bias": shapes.has(f"{layer}.attention.k_proj.bias"),
         "value_bias": shapes.has(f"{layer}.attention.v_proj.bias"),

@@ -43,7 +43,7 @@ def _heads(width: int) -> int:
 
 
 def infer_vision(shapes: Shapes) -> dict[str, Any]:
-    """The sizes of the picture side, whose patches are a convolution."""
+    """The sizes of the picture side, whose patches are a convolution; a rest of the picture below a patch is lost."""
     width, channels, patch, _ = shapes.shape("embeddings.patch_embedding.weight")
     side = round(shapes.size("embeddings.position_embedding.weight") ** 0.5)
     return {**_layers(shapes, width), "num_channels": channels, "patch_size": patch, "image_size": side * patch}
@@ -113,7 +113,7 @@ FAMILY = Family(
             layouts=_PREFIX,
             own_layout="hub",
             examples=({**_SO400M, "vision_use_head": False},),
-            unverified={"num_attention_heads": None},
+            unverified={"num_attention_heads": None, "image_size": None},
         ),
         Architecture(
             "image_encoder",
@@ -122,7 +122,11 @@ FAMILY = Family(
             _both_inputs,
             published={"google/siglip-so400m-patch14-384": {"text_config": _SO400M_TEXT, "vision_config": _SO400M}},
             own_layout="hub",
-            unverified={"text_config.num_attention_heads": None, "vision_config.num_attention_heads": None},
+            unverified={
+                "text_config.num_attention_heads": None,
+                "vision_config.num_attention_heads": None,
+                "vision_config.image_size": None,
+            },
         ),
         Architecture(
             "image_encoder",

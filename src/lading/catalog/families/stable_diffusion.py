@@ -6,7 +6,7 @@ from typing import Any
 
 from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
 from lading.catalog.keymap import KeyMap, Rule, rename
-from lading.catalog.shapes import Shapes
+from lading.catalog.shapes import Shapes, UnknownSizeError
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 _SD15 = {
@@ -147,6 +147,7 @@ _ENDS = (
     ("out.0", "conv_norm_out"),
     ("out.2", "conv_out"),
 )
+_MOST_LEVELS = 16
 _TRANSFORMER = ("norm", "proj_in", "proj_out", "transformer_blocks")
 
 
@@ -158,6 +159,8 @@ def _original(shapes: Shapes) -> KeyMap:
         layers = (samplers[0] if samplers else shapes.count("input_blocks")) - 1
     else:
         depth, layers = shapes.count("down_blocks"), shapes.count("down_blocks.0.resnets")
+    if max(depth, layers) > _MOST_LEVELS:
+        raise UnknownSizeError(f"levels that a UNet can have: {depth} of {layers} layers")
     rules = [rename(f"{file}.{{leaf}}", f"{model}.{{leaf}}") for file, model in _ENDS]
     rules += _resnet("middle_block.0", "mid_block.resnets.0") + _resnet("middle_block.2", "mid_block.resnets.1")
     rules += _attention("middle_block.1", "mid_block.attentions.0")

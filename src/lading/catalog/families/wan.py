@@ -8,7 +8,7 @@ from typing import Any
 from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
 from lading.catalog.families import _causal_vae
 from lading.catalog.keymap import KeyMap, Rule, rename
-from lading.catalog.shapes import Shapes, quotient
+from lading.catalog.shapes import Shapes, UnknownSizeError, quotient
 
 _HEAD_DIM = 128
 """Of every published model; the norms span all heads, so that shapes do not tell it."""
@@ -230,6 +230,9 @@ _ANIMATE_2_RULES = (
 )
 
 
+_MOST_LEVELS = 16
+
+
 def _original_vae(shapes: Shapes) -> KeyMap:
     """Wan's own autoencoders: numbered sequences, in 2.1 one for all levels, in 2.2 one for each."""
     rules = [rename("conv1.{leaf}", "quant_conv.{leaf}"), rename("conv2.{leaf}", "post_quant_conv.{leaf}")]
@@ -254,6 +257,8 @@ def _original_vae(shapes: Shapes) -> KeyMap:
         depth = len(samplers) + 1
     else:
         layers, depth = shapes.count("decoder.up_blocks.0.resnets"), shapes.count("decoder.up_blocks")
+    if max(depth, layers) > _MOST_LEVELS:
+        raise UnknownSizeError(f"levels that an autoencoder can have: {depth} of {layers} layers")
     for level in range(depth):
         first, block = level * (layers + 1), f"decoder.up_blocks.{level}"
         for layer in range(layers):
