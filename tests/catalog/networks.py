@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from lading.catalog.architecture import Architecture
+from lading.catalog.families._rotary import three_axes
 from lading.catalog.registry import family_names, shipped_family
 from lading.catalog.structure import shipped_signatures
 
@@ -85,9 +86,7 @@ def flux(channels: bool = True) -> Configs:
 
 def with_rope(config: dict[str, Any], key: str = "axes_dims_rope") -> dict[str, Any]:
     """The axes of the rotary embedding in the proportions of every published model; they have to sum up."""
-    head = config["attention_head_dim"]
-    axis = head // 16 * 2
-    return {**config, key: (axis, (head - axis) // 2, (head - axis) // 2)}
+    return {**config, key: three_axes(config["attention_head_dim"])}
 
 
 def qwen_image(controlnet: bool = False) -> Configs:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from lading.catalog import Shapes
@@ -47,6 +47,7 @@ def test_values_come_back_through_every_layout_and_the_layout_is_told(name: str)
         tensors = {key: torch.randint(-99, 99, shape, generator=generator).short() for key, shape in shapes.items()}
         key_map = architecture.key_map(layout, shapes)
         assert key_map is not None
+        assume(not key_map.inverse.steps(shapes)[1])  # an original code base has not every option of the class
         in_file = dict(key_map.inverse.tensors(tensors))
         file_shapes = {key: tuple(tensor.shape) for key, tensor in in_file.items()}
         back = architecture.key_map(layout, file_shapes)

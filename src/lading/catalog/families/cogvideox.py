@@ -104,6 +104,9 @@ def _inputs(config: Config, extent: Extent) -> Inputs:
     step = config.get("patch_size_t") or 1
     frames = -(-frames // step) * step
     height, width = extent.height // 8, extent.width // 8
+    if config.get("use_learned_positional_embeddings"):  # which are those of one size
+        frames = (config["sample_frames"] - 1) // config["temporal_compression_ratio"] + 1
+        height, width = config["sample_height"], config["sample_width"]
     tokens = frames // step * (height // config["patch_size"]) * (width // config["patch_size"])
     inputs: Inputs = {
         "hidden_states": InputSpec((extent.batch, frames, config["in_channels"], height, width)),

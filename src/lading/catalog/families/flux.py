@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.families._rotary import three_axes
 from lading.catalog.keymap import KeyMap, Rule, rename, split, swap_halves
 from lading.catalog.shapes import Shapes, quotient
 
@@ -26,7 +27,6 @@ _CONTROL = {**{key: value for key, value in _DEV.items() if key != "out_channels
 def _blocks(shapes: Shapes) -> dict[str, Any]:
     """What the transformer and its ControlNets have in common."""
     head = shapes.size("transformer_blocks.{n}.attn.norm_q.weight")
-    axis = head // 16 * 2  # 16, 56, 56 of 128 in every published model
     return {
         "in_channels": shapes.size("x_embedder.weight", 1),
         "num_layers": shapes.count("transformer_blocks"),
@@ -36,7 +36,7 @@ def _blocks(shapes: Shapes) -> dict[str, Any]:
         "joint_attention_dim": shapes.size("context_embedder.weight", 1),
         "pooled_projection_dim": shapes.size("time_text_embed.text_embedder.linear_1.weight", 1),
         "guidance_embeds": shapes.has("time_text_embed.guidance_embedder.linear_1.weight"),
-        "axes_dims_rope": (axis, (head - axis) // 2, (head - axis) // 2),
+        "axes_dims_rope": three_axes(head),
     }
 
 

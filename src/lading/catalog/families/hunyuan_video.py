@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.families._rotary import three_axes
 from lading.catalog.shapes import Shapes, quotient
 
 _T2V = {
@@ -41,7 +42,6 @@ _VAE = {
 def _transformer(shapes: Shapes) -> dict[str, Any]:
     width, in_channels, frames, patch, _ = shapes.shape("x_embedder.proj.weight")
     head = shapes.size("transformer_blocks.{n}.attn.norm_q.weight")
-    axis = head // 16 * 2  # 16, 56, 56 of 128 in every published model
     return {
         "in_channels": in_channels,
         "out_channels": quotient(shapes.size("proj_out.weight"), prod((frames, patch, patch)), "channels of a patch"),
@@ -56,7 +56,7 @@ def _transformer(shapes: Shapes) -> dict[str, Any]:
         "guidance_embeds": shapes.has("time_text_embed.guidance_embedder.linear_1.weight"),
         "text_embed_dim": shapes.size("context_embedder.proj_in.weight", 1),
         "pooled_projection_dim": shapes.size("time_text_embed.text_embedder.linear_1.weight", 1),
-        "rope_axes_dim": (axis, (head - axis) // 2, (head - axis) // 2),
+        "rope_axes_dim": three_axes(head),
     }
 
 

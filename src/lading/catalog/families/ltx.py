@@ -45,6 +45,15 @@ _LTX2 = {
     "use_prompt_adaln_single": True,
     "use_keyframes_abs_pos_embedding": False,
 }
+_WITHOUT_BIASES = {
+    **_LTX2,
+    "num_layers": 1,
+    "attention_bias": False,
+    "attention_out_bias": False,
+    "ff_bias": False,
+    "audio_ff_bias": False,
+    "use_keyframes_abs_pos_embedding": True,
+}
 _LTX2_3 = {
     **_LTX2,
     "gated_attn": True,
@@ -197,6 +206,7 @@ FAMILY = Family(
             _video_inputs,
             published={"Lightricks/LTX-Video": _VIDEO_2B, "Lightricks/LTX-Video-0.9.7-dev": _VIDEO_13B},
             layouts={"original": _VIDEO_ORIGINAL},
+            examples=({**_VIDEO_2B, "num_layers": 1, "attention_bias": False, "attention_out_bias": False},),
             unverified=_UNVERIFIED,
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=_LATENT,
@@ -208,6 +218,10 @@ FAMILY = Family(
             _ltx2_inputs,
             published={"Lightricks/LTX-2": _LTX2, "Lightricks/LTX-2.3": _LTX2_3},
             layouts={"original": _LTX2_ORIGINAL},
+            examples=(
+                _WITHOUT_BIASES,
+                {**_LTX2_3, "num_layers": 1, "use_prompt_adaln_single": False},
+            ),
             unverified={**_UNVERIFIED, "audio_num_attention_heads": _HEADS, "audio_attention_head_dim": 64},
             beside=("video_embeddings_connector.{rest}", "audio_embeddings_connector.{rest}"),
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import Architecture, Family, LatentNumbers
 from lading.catalog.shapes import Shapes, quotient
 
 _PREVIEW = {
@@ -38,19 +38,6 @@ def _transformer(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _inputs(config: Config, extent: Extent) -> Inputs:
-    frames = (extent.num_frames - 1) // 6 + 1
-    tokens = config["max_sequence_length"]
-    return {
-        "hidden_states": InputSpec(
-            (extent.batch, config["in_channels"], frames, extent.height // 8, extent.width // 8)
-        ),
-        "encoder_hidden_states": InputSpec((extent.batch, tokens, config["text_embed_dim"])),
-        "timestep": InputSpec((extent.batch,), "int64"),
-        "encoder_attention_mask": InputSpec((extent.batch, tokens), "bool"),
-    }
-
-
 FAMILY = Family(
     "mochi",
     (
@@ -58,7 +45,7 @@ FAMILY = Family(
             "transformer",
             "diffusers.MochiTransformer3DModel",
             _transformer,
-            _inputs,
+            None,  # it gathers the tokens that the mask leaves, whose number only data tells
             published={"genmo/mochi-1-preview": _PREVIEW},
             unverified={"max_sequence_length": 256},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),

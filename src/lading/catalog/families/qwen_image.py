@@ -6,6 +6,7 @@ from typing import Any
 
 from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
 from lading.catalog.families import _causal_vae
+from lading.catalog.families._rotary import three_axes
 from lading.catalog.shapes import Shapes, quotient
 
 _BASE = {
@@ -33,14 +34,13 @@ _VAE = {
 
 def _blocks(shapes: Shapes) -> dict[str, Any]:
     head = shapes.size("transformer_blocks.{n}.attn.norm_q.weight")
-    axis = head // 16 * 2  # 16, 56, 56 of 128 in every published model
     return {
         "in_channels": shapes.size("img_in.weight", 1),
         "num_layers": shapes.count("transformer_blocks"),
         "attention_head_dim": head,
         "num_attention_heads": quotient(shapes.size("img_in.weight"), head, "heads"),
         "joint_attention_dim": shapes.size("txt_in.weight", 1),
-        "axes_dims_rope": (axis, (head - axis) // 2, (head - axis) // 2),
+        "axes_dims_rope": three_axes(head),
     }
 
 

@@ -339,6 +339,7 @@ FAMILY = Family(
                 "Wan-AI/Wan2.1-VACE-14B": {**_14B, **_VACE},
             },
             layouts={"original": KeyMap((*_ORIGINAL, *_VACE_RULES))},
+            examples=({**_I2V, **_VACE, "num_layers": 1, "vace_layers": [0], "pos_embed_seq_len": 514},),
             unverified={**_UNVERIFIED, "vace_layers": _VACE["vace_layers"]},
             lora_targets=_LORA,
             latent=_LATENT,
