@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lading import CheckpointError
-from lading.catalog.change import AddAxes, Change, DropAxes, Fuse, Permute, Split, SwapHalves, UnfitShapeError
+from lading.catalog.change import (
+    AddAxes,
+    Change,
+    DropAxes,
+    Fuse,
+    FuseHeads,
+    Permute,
+    Split,
+    SplitHeads,
+    SwapHalves,
+    UnfitShapeError,
+)
 from lading.catalog.keymap import KeyMap, fuse, permute, rename, split, squeeze, swap_halves
 
 BLOCKS = KeyMap(
@@ -73,6 +84,8 @@ def test_tensors_of_equal_shapes_do_not_change_places() -> None:
         (Split((1, 1, 4)), [(12, 5)]),
         (Split((1, 2), dim=1), [(5, 6)]),
         (Fuse((1, 1)), [(3, 2), (3, 2)]),
+        (SplitHeads(3, 2), [(12, 5)]),
+        (FuseHeads(3, 2), [(4, 5), (4, 5), (4, 5)]),
         (Permute((2, 0, 1)), [(2, 3, 4)]),
         (DropAxes(2), [(3, 4, 1, 1)]),
         (AddAxes(2), [(3, 4)]),
@@ -97,6 +110,8 @@ def test_a_change_is_undone_by_its_inverse_and_tells_shapes_as_it_makes_tensors(
         (Split((1, 1), dim=1), [(4,)]),
         (Fuse((1, 2)), [(3, 2), (3, 2)]),
         (Fuse((1, 1)), [(3, 2), (3, 5)]),
+        (SplitHeads(3, 4), [(18, 5)]),
+        (FuseHeads(2, 3), [(4, 5), (4, 5)]),
         (Permute((1, 0)), [(2, 3, 4)]),
         (DropAxes(2), [(3, 4, 2, 1)]),
         (SwapHalves(), [(3, 4)]),

@@ -135,6 +135,14 @@ def test_a_vae_of_stable_diffusion_1_in_modern_names_is_ambiguous_with_both_scal
     assert "0.13025" in problem
 
 
+def test_two_layouts_of_equal_names_and_shapes_are_both_told() -> None:
+    tensors = {name: tuple(shape) for name, shape in LAYOUTS["MiniMax-H3 transformer (inverted)"]["tensors"].items()}
+    found = identify_tensors(tensors)
+    assert [candidate.layout for candidate in found.candidates] == ["original", "original (stacked)"]
+    assert found.is_ambiguous
+    assert any("'original (stacked)'" in problem for problem in found.problems)
+
+
 def test_the_config_beside_a_file_decides_what_shapes_leave_open_and_is_held_against_them(tmp_path: Path) -> None:
     write_sparse(tmp_path / "model.safetensors", LAYOUTS["SDXL vae"]["tensors"])
     config = {"_class_name": "AutoencoderKL", "scaling_factor": 0.5, "latent_channels": 16}

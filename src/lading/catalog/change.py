@@ -113,6 +113,58 @@ class Fuse:
 
 
 @dataclass(frozen=True)
+class SplitHeads:
+    """One tensor whose rows go head by head becomes several: of each head's rows every one takes its share.
+
+    Attributes:
+        count: how many tensors it becomes.
+        head: rows of one head in each of them.
+    """
+
+    count: int
+    head: int
+
+    @property
+    def inverse(self) -> FuseHeads:
+        return FuseHeads(self.count, self.head)
+
+    def shapes(self, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+        (shape,) = shapes
+        if not shape or not shape[0] or shape[0] % (self.count * self.head):
+            raise UnfitShapeError(f"shape {shape} is not {self.count} times heads of {self.head} rows")
+        return ((shape[0] // self.count, *shape[1:]),) * self.count
+
+    def tensors(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        (tensor,) = tensors
+        heads = tensor.reshape(-1, self.count, self.head, *tensor.shape[1:])
+        return tuple(heads[:, place].flatten(0, 1) for place in range(self.count))
+
+
+@dataclass(frozen=True)
+class FuseHeads:
+    """Several tensors of equal size become one whose rows go head by head."""
+
+    count: int
+    head: int
+
+    @property
+    def inverse(self) -> SplitHeads:
+        return SplitHeads(self.count, self.head)
+
+    def shapes(self, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+        fused = (self.count * shapes[0][0], *shapes[0][1:]) if shapes[0] else ()
+        if self.inverse.shapes([fused]) != tuple(shapes):
+            raise UnfitShapeError(f"shapes {tuple(shapes)} are not alike, or not of heads of {self.head} rows")
+        return (fused,)
+
+    def tensors(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        heads = [tensor.reshape(-1, self.head, *tensor.shape[1:]) for tensor in tensors]
+        return (torch.stack(heads, 1).flatten(0, 2),)
+
+
+@dataclass(frozen=True)
 class Permute:
     """The axes of one tensor in another order."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lading.catalog.change import AddAxes, Change, DropAxes, Fuse, Permute, Same, Shape, Split, SwapHalves
+from lading.catalog.change import AddAxes, Change, DropAxes, Fuse, Permute, Same, Shape, Split, SplitHeads, SwapHalves
 from lading.catalog.change import UnfitShapeError as UnfitShapeError  # part of what a map raises
 from lading.catalog.shapes import pattern_of
 from lading.errors import CheckpointError
@@ -51,6 +51,11 @@ def rename(file: str, model: str) -> Rule:
 def split(file: str, *model: str, parts: tuple[int, ...] | None = None, dim: int = 0) -> Rule:
     """One tensor of the file is several in the network, of equal size or as `parts` says."""
     return Rule((file,), model, Split(parts or (1,) * len(model), dim))
+
+
+def split_heads(file: str, *model: str, head: int) -> Rule:
+    """One tensor of the file, whose rows go head by head, is several in the network; a head has `head` rows in each."""
+    return Rule((file,), model, SplitHeads(len(model), head))
 
 
 def fuse(*file: str, model: str, parts: tuple[int, ...] | None = None, dim: int = 0) -> Rule:

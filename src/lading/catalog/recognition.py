@@ -145,7 +145,7 @@ def _look_at(part: Part) -> _Finding:
             if fit.is_full:
                 found, remarks, reason = _resolve(fit.signature, view)
                 most = fit.common if found else most
-                candidates += [one for one in found if not _same_network(one, candidates)]
+                candidates += found
                 problems += [remark for remark in remarks if remark not in problems]
                 reasons += [reason] if reason else []
         if candidates:
@@ -322,6 +322,8 @@ def _ambiguities(candidates: Iterable[Candidate]) -> list[str]:
                     if any(_plain(other.config.get(key)) != _plain(value) for other in rivals)
                 }
                 what = " ".join(f"{key}={value!r}" for key, value in differing.items() if key in rival.unverified)
+                if any(other.layout != rival.layout for other in rivals):
+                    what = f"{what} in layout {rival.layout!r}".strip()
                 texts.append(f"{rival.models[0] if rival.models else rival.model_class}{f' ({what})' if what else ''}")
             problems.append(
                 f"ambiguous: these tensors fit {' and '.join(texts)}: name the model, or keep its config.json"

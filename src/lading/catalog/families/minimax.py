@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
-from lading.catalog.keymap import KeyMap, Rule, rename, split
+from lading.catalog.keymap import KeyMap, Rule, rename, split, split_heads, swap_halves
 from lading.catalog.shapes import Shapes, quotient
 
 _H3 = {
@@ -134,34 +134,46 @@ def _vocoder_inputs(config: Config, extent: Extent) -> Inputs:
     return {"latents": InputSpec((extent.batch, config["latent_channels"], extent.num_frames * 86))}
 
 
-def _h3_block(file: str, model: str) -> list[Rule]:
+def _h3_block(file: str, model: str, head: int | None) -> list[Rule]:
+    fused, parts = f"{file}.attn.qkv_proj.{{leaf}}", [f"{model}.attn.to_{name}.{{leaf}}" for name in "qkv"]
     return [
-        split(f"{file}.attn.qkv_proj.{{leaf}}", *(f"{model}.attn.to_{name}.{{leaf}}" for name in "qkv")),
+        split(fused, *parts) if head is None else split_heads(fused, *parts, head=head),
         rename(f"{file}.attn.q_norm.{{leaf}}", f"{model}.attn.norm_q.{{leaf}}"),
         rename(f"{file}.attn.k_norm.{{leaf}}", f"{model}.attn.norm_k.{{leaf}}"),
         rename(f"{file}.attn.out_proj.{{leaf}}", f"{model}.attn.to_out.0.{{leaf}}"),
-        rename(f"{file}.mlp.fc1.{{leaf}}", f"{model}.ff.net.0.proj.{{leaf}}"),
+        swap_halves(f"{file}.mlp.fc1.{{leaf}}", f"{model}.ff.net.0.proj.{{leaf}}"),  # gate and value
         rename(f"{file}.mlp.fc2.{{leaf}}", f"{model}.ff.net.2.{{leaf}}"),
         rename(f"{file}.{{rest}}", f"{model}.{{rest}}"),
     ]
 
 
-_H3_ORIGINAL = KeyMap(
-    (
+def _h3_original(head: int | None) -> KeyMap:
+    rules = (
         rename("video_patch_proj.{leaf}", "proj_in.{leaf}"),
         rename("audio_patch_proj.{leaf}", "audio_proj_in.{leaf}"),
         rename("condition_proj.{leaf}", "context_embedder.{leaf}"),
         rename("time_embedder.proj_in.{leaf}", "time_embedder.linear_1.{leaf}"),
         rename("time_embedder.proj_out.{leaf}", "time_embedder.linear_2.{leaf}"),
-        *_h3_block("token_refiner.blocks.{n}", "token_refiner.refiner_blocks.{n}"),
+        *_h3_block("token_refiner.blocks.{n}", "token_refiner.refiner_blocks.{n}", head),
         rename("token_refiner.final_norm.{leaf}", "token_refiner.final_norm.{leaf}"),
-        *_h3_block("blocks.{n}", "transformer_blocks.{n}"),
+        *_h3_block("blocks.{n}", "transformer_blocks.{n}", head),
         rename("final_layer.norm.{leaf}", "norm_out.norm.{leaf}"),
         rename("final_layer.adaln_proj.linear.{leaf}", "norm_out.linear.{leaf}"),
         rename("final_layer.video_out.{leaf}", "proj_out.{leaf}"),
         rename("final_layer.audio_out.{leaf}", "audio_proj_out.{leaf}"),
     )
-)
+    return KeyMap(rules)
+
+
+def _h3_by_head(shapes: Shapes) -> KeyMap:
+    """MiniMax's own shards: queries, keys and values head by head."""
+    norm = "blocks.{n}.attn.q_norm.weight"
+    return _h3_original(shapes.size(norm if shapes.has(norm) else "transformer_blocks.{n}.attn.norm_q.weight"))
+
+
+_H3_STACKED = _h3_original(None)
+"""Files that others made of them: all queries, all keys, all values. Names and shapes are the same."""
+
 
 FAMILY = Family(
     "minimax",
@@ -172,7 +184,7 @@ FAMILY = Family(
             _h3,
             _h3_inputs,
             published={"MiniMax/MiniMax-H3": _H3},
-            layouts={"original": _H3_ORIGINAL},
+            layouts={"original": _h3_by_head, "original (stacked)": _H3_STACKED},
             unverified={"patch_size": _PATCH, "rope_freq_dim": 16},
             beside=("rope.inv_freq",),
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
