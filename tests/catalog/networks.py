@@ -50,6 +50,8 @@ def shallow(config: dict[str, Any]) -> dict[str, Any]:
         result["vace_layers"] = [0]
     if "layer_types" in result:
         result.update(num_hidden_layers=4, layer_types=result["layer_types"][:4])
+    if "inject_face_latents_blocks" in result:
+        result["inject_face_latents_blocks"] = 1
     if "deepstack_visual_indexes" in result:
         result.update(depth=4, deepstack_visual_indexes=(0, 1, 2))
     return result

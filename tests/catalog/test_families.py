@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from functools import cache
 from typing import Any
 
 import pytest
 
-from lading.catalog import Shapes
+from lading import IdentificationError
+from lading.catalog import Shapes, component_config, find_repository
 from lading.catalog.architecture import Architecture
 from lading.catalog.construction import NetworkShapes, build_on_meta, network_shapes
+from lading.catalog.registry import shipped_family
 from lading.catalog.structure import name_pattern, patterns_of, shipped_signatures
 from tests.catalog.networks import architectures, shallow
 
@@ -103,6 +107,30 @@ def test_key_maps_are_bijections_on_names_and_shapes(name: str) -> None:
             back = architecture.key_map(layout, in_file)
             assert back is not None
             assert back.shapes(in_file) == shapes
+
+
+REPOSITORIES = {
+    model_id: repository
+    for name in dict.fromkeys(family for family, _ in ARCHITECTURES.values())
+    for model_id, repository in shipped_family(name).repositories.items()
+}
+
+
+@pytest.mark.parametrize("model_id", REPOSITORIES)
+def test_a_repository_names_a_pipeline_and_the_config_of_each_of_its_networks(model_id: str) -> None:
+    repository = find_repository(model_id)
+    assert repository == REPOSITORIES[model_id]
+    library, _, pipeline = repository.pipeline_class.rpartition(".")
+    wanted = inspect.signature(getattr(importlib.import_module(library), pipeline).__init__).parameters
+    for name, component in repository.components.items():
+        assert name in wanted
+        config = component_config(component)
+        assert shallow(dict(config)) in examples(ARCHITECTURES[component.model_class][1])
+
+
+def test_an_unknown_repository_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(IdentificationError, match=r"nobody/nothing.*black-forest-labs/FLUX\.1-dev"):
+        find_repository("nobody/nothing")
 
 
 def test_a_module_under_the_lora_targets_is_in_every_network_that_names_them() -> None:

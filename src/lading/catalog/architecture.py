@@ -129,15 +129,15 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Component:
-    """A part of a repository.
+    """A network of a pipeline.
 
     Attributes:
         model_class: as in `Architecture`.
-        config: the class's whole config.
+        published: the entry of that architecture's `published` that holds its config.
     """
 
     model_class: str
-    config: Config
+    published: str
 
 
 @dataclass(frozen=True)

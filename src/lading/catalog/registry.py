@@ -6,7 +6,7 @@ import importlib
 import threading
 from functools import cache
 
-from lading.catalog.architecture import Architecture, Family
+from lading.catalog.architecture import Architecture, Component, Config, Family, Repository
 from lading.catalog.structure import Signature, shipped_signatures
 from lading.errors import IdentificationError
 
@@ -65,6 +65,39 @@ def find_architecture(family: str, model_class: str) -> Architecture:
             if architecture.model_class == model_class:
                 return architecture
     raise IdentificationError(f"the family {family!r} has no {model_class}: families are {', '.join(family_names())}")
+
+
+@cache
+def find_repository(model_id: str) -> Repository:
+    """Return a pipeline that the catalog knows by its hub id, such as "black-forest-labs/FLUX.1-dev".
+
+    Raises:
+        IdentificationError: the catalog does not know it.
+    """
+    known = [family.repositories for family in _all_families()]
+    for repositories in known:
+        if model_id in repositories:
+            return repositories[model_id]
+    names = ", ".join(sorted(name for repositories in known for name in repositories))
+    raise IdentificationError(f"{model_id}: the catalog knows no pipeline of this id: it knows {names}")
+
+
+def component_config(component: Component) -> Config:
+    """Return the config of a pipeline's network.
+
+    Raises:
+        IdentificationError: no family has its class.
+    """
+    for family in _all_families():
+        for architecture in family.architectures:
+            if architecture.model_class == component.model_class and component.published in architecture.published:
+                return architecture.published[component.published]
+    raise IdentificationError(f"no family has a {component.model_class} published as {component.published}")
+
+
+def _all_families() -> list[Family]:
+    shipped = dict.fromkeys(signature.family for signature in shipped_signatures())
+    return [*_registered.values(), *(shipped_family(name) for name in shipped)]
 
 
 @cache

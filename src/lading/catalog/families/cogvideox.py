@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.shapes import Shapes, quotient
 
 _2B = {
@@ -177,4 +187,38 @@ FAMILY = Family(
             unverified={"scaling_factor": 1.15258426},
         ),
     ),
+    repositories={
+        "zai-org/CogVideoX-2b": Repository(
+            "diffusers.CogVideoXPipeline",
+            {
+                "transformer": Component("diffusers.CogVideoXTransformer3DModel", "zai-org/CogVideoX-2b"),
+                "vae": Component("diffusers.AutoencoderKLCogVideoX", "zai-org/CogVideoX-2b"),
+                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "zai-org/CogVideoX-5b": Repository(
+            "diffusers.CogVideoXPipeline",
+            {
+                "transformer": Component("diffusers.CogVideoXTransformer3DModel", "zai-org/CogVideoX-5b"),
+                "vae": Component("diffusers.AutoencoderKLCogVideoX", "zai-org/CogVideoX-5b"),
+                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "zai-org/CogVideoX-5b-I2V": Repository(
+            "diffusers.CogVideoXImageToVideoPipeline",
+            {
+                "transformer": Component("diffusers.CogVideoXTransformer3DModel", "zai-org/CogVideoX-5b-I2V"),
+                "vae": Component("diffusers.AutoencoderKLCogVideoX", "zai-org/CogVideoX-5b"),
+                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "zai-org/CogVideoX1.5-5B": Repository(
+            "diffusers.CogVideoXPipeline",
+            {
+                "transformer": Component("diffusers.CogVideoXTransformer3DModel", "zai-org/CogVideoX1.5-5B"),
+                "vae": Component("diffusers.AutoencoderKLCogVideoX", "zai-org/CogVideoX-5b"),
+                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+    },
 )

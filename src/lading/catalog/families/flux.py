@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.families._rotary import three_axes
 from lading.catalog.keymap import KeyMap, Rule, rename, split, swap_halves
 from lading.catalog.shapes import Shapes, quotient
@@ -195,4 +205,69 @@ FAMILY = Family(
             published={"black-forest-labs/FLUX.1-Redux-dev": {"redux_dim": 1152, "txt_in_features": 4096}},
         ),
     ),
+    repositories={
+        "black-forest-labs/FLUX.1-dev": Repository(
+            "diffusers.FluxPipeline",
+            {
+                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-dev"),
+                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
+                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
+                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "black-forest-labs/FLUX.1-schnell": Repository(
+            "diffusers.FluxPipeline",
+            {
+                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-schnell"),
+                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
+                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
+                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "black-forest-labs/FLUX.1-Krea-dev": Repository(
+            "diffusers.FluxPipeline",
+            {
+                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-Krea-dev"),
+                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
+                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
+                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "black-forest-labs/FLUX.1-Kontext-dev": Repository(
+            "diffusers.FluxKontextPipeline",
+            {
+                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-Kontext-dev"),
+                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
+                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
+                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "black-forest-labs/FLUX.1-Fill-dev": Repository(
+            "diffusers.FluxFillPipeline",
+            {
+                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-Fill-dev"),
+                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
+                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
+                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "black-forest-labs/FLUX.1-Canny-dev": Repository(
+            "diffusers.FluxControlPipeline",
+            {
+                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-Canny-dev"),
+                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
+                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
+                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "black-forest-labs/FLUX.1-Depth-dev": Repository(
+            "diffusers.FluxControlPipeline",
+            {
+                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-Depth-dev"),
+                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
+                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
+                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+    },
 )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.families.autoencoder_kl import autoencoder_inputs, infer_autoencoder
 from lading.catalog.keymap import KeyMap, Rule, rename, split, swap_halves
 from lading.catalog.shapes import Shapes, quotient
@@ -160,4 +170,16 @@ FAMILY = Family(
             published={"black-forest-labs/FLUX.2-dev": _VAE},
         ),
     ),
+    repositories={
+        "black-forest-labs/FLUX.2-dev": Repository(
+            "diffusers.Flux2Pipeline",
+            {
+                "transformer": Component("diffusers.Flux2Transformer2DModel", "black-forest-labs/FLUX.2-dev"),
+                "vae": Component("diffusers.AutoencoderKLFlux2", "black-forest-labs/FLUX.2-dev"),
+                "text_encoder": Component(
+                    "transformers.Mistral3ForConditionalGeneration", "black-forest-labs/FLUX.2-dev"
+                ),
+            },
+        ),
+    },
 )

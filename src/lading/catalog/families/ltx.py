@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
+from lading.catalog.families._arrangement import published_arrangement
 from lading.catalog.keymap import KeyMap, Rule, rename
 from lading.catalog.shapes import Shapes, quotient
 
@@ -62,6 +73,26 @@ _LTX2_3 = {
     "audio_cross_attn_mod": True,
     "use_prompt_embeddings": False,
 }
+_VAES = {
+    "Lightricks/LTX-Video": {
+        "latent_channels": 128,
+        "block_out_channels": (128, 256, 512, 512),
+        "decoder_block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": (4, 3, 3, 3, 4),
+        "decoder_layers_per_block": (4, 3, 3, 3, 4),
+        "timestep_conditioning": False,
+    }
+}
+_LTX2_VAES = {
+    "Lightricks/LTX-2": {
+        "latent_channels": 128,
+        "block_out_channels": (256, 512, 1024, 2048),
+        "decoder_block_out_channels": (256, 512, 1024),
+        "layers_per_block": (4, 6, 6, 2, 2),
+        "decoder_layers_per_block": (5, 5, 5, 5),
+        "timestep_conditioning": False,
+    }
+}
 _HEADS = 32
 """Of every published model; the norms span all heads, so that shapes do not tell it."""
 
@@ -113,6 +144,35 @@ def _ltx2(shapes: Shapes) -> dict[str, Any]:
         "use_prompt_adaln_single": prompted or not (modulated or audio_modulated),
         "use_keyframes_abs_pos_embedding": shapes.has("keyframes_abs_pos_embedding"),
     }
+
+
+def _levels(shapes: Shapes) -> dict[str, Any]:
+    """What shapes tell of either autoencoder."""
+    down, up = range(shapes.count("encoder.down_blocks")), range(shapes.count("decoder.up_blocks"))
+    return {
+        "latent_channels": shapes.size("decoder.conv_in.conv.weight", 1),
+        "layers_per_block": (
+            *(shapes.count(f"encoder.down_blocks.{level}.resnets") for level in down),
+            shapes.count("encoder.mid_block.resnets"),
+        ),
+        "decoder_layers_per_block": (
+            *(shapes.count(f"decoder.up_blocks.{level}.resnets") for level in reversed(up)),
+            shapes.count("decoder.mid_block.resnets"),
+        ),
+        "timestep_conditioning": shapes.has("decoder.timestep_scale_multiplier"),
+    }
+
+
+def _vae(shapes: Shapes) -> dict[str, Any]:
+    return published_arrangement(_levels(shapes), _VAES)
+
+
+def _ltx2_vae(shapes: Shapes) -> dict[str, Any]:
+    return published_arrangement(_levels(shapes), _LTX2_VAES)
+
+
+def _vae_inputs(_config: Config, extent: Extent) -> Inputs:
+    return {"sample": InputSpec((extent.batch, 3, extent.num_frames, extent.height, extent.width))}
 
 
 def _grid(extent: Extent) -> tuple[int, int, int]:
@@ -211,6 +271,8 @@ FAMILY = Family(
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=_LATENT,
         ),
+        Architecture("vae", "diffusers.AutoencoderKLLTXVideo", _vae, _vae_inputs, _VAES),
+        Architecture("vae", "diffusers.AutoencoderKLLTX2Video", _ltx2_vae, _vae_inputs, _LTX2_VAES),
         Architecture(
             "transformer",
             "diffusers.LTX2VideoTransformer3DModel",
@@ -228,4 +290,14 @@ FAMILY = Family(
             latent=_LATENT,
         ),
     ),
+    repositories={
+        "Lightricks/LTX-Video": Repository(
+            "diffusers.LTXPipeline",
+            {
+                "transformer": Component("diffusers.LTXVideoTransformer3DModel", "Lightricks/LTX-Video"),
+                "vae": Component("diffusers.AutoencoderKLLTXVideo", "Lightricks/LTX-Video"),
+                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+    },
 )

@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.families._arrangement import published_arrangement
 from lading.catalog.keymap import KeyMap, Rule, rename, split, split_heads, swap_halves
 from lading.catalog.shapes import Shapes, quotient
 
@@ -40,6 +41,18 @@ _VOCODER = {
     "decoder_input_dim": 1024,
     "decoder_hidden_dim": 1536,
     "upsampling_ratios": (8, 8, 4, 2),
+}
+_VIDEO_VAES = {
+    "MiniMax/MiniMax-H3": {
+        "in_channels": 3,
+        "latent_channels": 24,
+        "block_out_channels": (128, 256, 256, 512, 512, 1024),
+        "layers_per_block": 2,
+        "decoder_num_layers": 36,
+        "decoder_num_attention_heads": 32,
+        "decoder_attention_head_dim": 64,
+        "decoder_num_register_tokens": 4,
+    }
 }
 _PATCH = (1, 2, 2)
 
@@ -95,6 +108,21 @@ def _vocoder(shapes: Shapes) -> dict[str, Any]:
         "decoder_hidden_dim": shapes.size("conv_in.weight_v"),
         "upsampling_ratios": tuple(kernel // 2 for kernel in kernels),
     }
+
+
+def _video_vae(shapes: Shapes) -> dict[str, Any]:
+    levels = range(shapes.count("encoder.down_blocks"))
+    told = {
+        "in_channels": shapes.size("encoder.conv_in.weight", 1),
+        "latent_channels": shapes.size("decoder.proj_in.weight", 1),
+        "block_out_channels": tuple(
+            shapes.size(f"encoder.down_blocks.{level}.resnets.0.conv1.weight") for level in levels
+        ),
+        "layers_per_block": shapes.count("encoder.down_blocks.0.resnets"),
+        "decoder_num_layers": shapes.count("decoder.transformer_blocks"),
+        "decoder_num_register_tokens": shapes.size("decoder.register_tokens", 1),
+    }
+    return published_arrangement(told, _VIDEO_VAES)
 
 
 def _h3_inputs(config: Config, extent: Extent) -> Inputs:
@@ -189,6 +217,13 @@ FAMILY = Family(
             beside=("rope.inv_freq",),
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=LatentNumbers(("batch", "channels", "frames", "height", "width"), 24, 16, 4, patch=2, multiple=32),
+        ),
+        Architecture(
+            "video_vae",
+            "diffusers.AutoencoderKLMiniMaxH3",
+            _video_vae,
+            None,  # it codes films in clips with tokens dropped between them, in methods of their own
+            _VIDEO_VAES,
         ),
         Architecture(
             "transformer",

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Family, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.shapes import Shapes, quotient
 
 _PREVIEW = {
@@ -19,6 +29,50 @@ _PREVIEW = {
     "time_embed_dim": 256,
     "max_sequence_length": 256,
 }
+
+
+_VAE = {
+    "in_channels": 15,
+    "out_channels": 3,
+    "encoder_block_out_channels": (64, 128, 256, 384),
+    "decoder_block_out_channels": (128, 256, 512, 768),
+    "latent_channels": 12,
+    "layers_per_block": (3, 3, 4, 6, 3),
+    "temporal_expansions": (1, 2, 3),
+    "spatial_expansions": (2, 2, 2),
+    "add_attention_block": (False, True, True, True, True),
+}
+
+
+def _autoencoder(shapes: Shapes) -> dict[str, Any]:
+    down, up = "encoder.down_blocks", "decoder.up_blocks"
+    depth = shapes.count(down)
+    inner = [shapes.size(f"{down}.{level}.resnets.0.conv1.conv.weight") for level in range(depth)]
+    outer = [shapes.size(f"{up}.{level}.resnets.0.conv1.conv.weight") for level in reversed(range(depth))]
+    strides = [shapes.shape(f"{down}.{level}.conv_in.conv.weight") for level in range(depth)]
+    return {
+        "in_channels": shapes.size("encoder.proj_in.weight", 1),
+        "out_channels": shapes.size("decoder.proj_out.weight"),
+        "encoder_block_out_channels": (shapes.size("encoder.proj_in.weight"), *inner),
+        "decoder_block_out_channels": (shapes.size("decoder.proj_out.weight", 1), *outer),
+        "latent_channels": shapes.size("decoder.conv_in.weight", 1),
+        "layers_per_block": (
+            shapes.count("encoder.block_in.resnets"),
+            *(shapes.count(f"{down}.{level}.resnets") for level in range(depth)),
+            shapes.count("encoder.block_out.resnets"),
+        ),
+        "temporal_expansions": tuple(stride[2] for stride in strides),
+        "spatial_expansions": tuple(stride[3] for stride in strides),
+        "add_attention_block": (
+            shapes.has("encoder.block_in.attentions.0.to_q.weight"),
+            *(shapes.has(f"{down}.{level}.attentions.0.to_q.weight") for level in range(depth)),
+            shapes.has("encoder.block_out.attentions.0.to_q.weight"),
+        ),
+    }
+
+
+def _autoencoder_inputs(_config: Config, extent: Extent) -> Inputs:
+    return {"sample": InputSpec((extent.batch, 3, extent.num_frames // 6 * 6 + 1, extent.height, extent.width))}
 
 
 def _transformer(shapes: Shapes) -> dict[str, Any]:
@@ -51,5 +105,22 @@ FAMILY = Family(
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=LatentNumbers(("batch", "channels", "frames", "height", "width"), 12, 8, 6, patch=2, multiple=16),
         ),
+        Architecture(
+            "vae",
+            "diffusers.AutoencoderKLMochi",
+            _autoencoder,
+            _autoencoder_inputs,
+            published={"genmo/mochi-1-preview": _VAE},
+        ),
     ),
+    repositories={
+        "genmo/mochi-1-preview": Repository(
+            "diffusers.MochiPipeline",
+            {
+                "transformer": Component("diffusers.MochiTransformer3DModel", "genmo/mochi-1-preview"),
+                "vae": Component("diffusers.AutoencoderKLMochi", "genmo/mochi-1-preview"),
+                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+    },
 )

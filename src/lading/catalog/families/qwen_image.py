@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.families import _causal_vae
 from lading.catalog.families._rotary import three_axes
 from lading.catalog.shapes import Shapes, quotient
@@ -136,4 +146,66 @@ FAMILY = Family(
             published={"Qwen/Qwen-Image": _VAE, "Qwen/Qwen-Image-Layered": {**_VAE, "input_channels": 4}},
         ),
     ),
+    repositories={
+        "Qwen/Qwen-Image": Repository(
+            "diffusers.QwenImagePipeline",
+            {
+                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image"),
+                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
+                "text_encoder": Component(
+                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
+                ),
+            },
+        ),
+        "Qwen/Qwen-Image-2512": Repository(
+            "diffusers.QwenImagePipeline",
+            {
+                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image-2512"),
+                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
+                "text_encoder": Component(
+                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
+                ),
+            },
+        ),
+        "Qwen/Qwen-Image-Edit": Repository(
+            "diffusers.QwenImageEditPipeline",
+            {
+                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image-Edit"),
+                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
+                "text_encoder": Component(
+                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
+                ),
+            },
+        ),
+        "Qwen/Qwen-Image-Edit-2509": Repository(
+            "diffusers.QwenImageEditPlusPipeline",
+            {
+                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image-Edit-2509"),
+                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
+                "text_encoder": Component(
+                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
+                ),
+            },
+        ),
+        "Qwen/Qwen-Image-Edit-2511": Repository(
+            "diffusers.QwenImageEditPlusPipeline",
+            {
+                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image-Edit-2511"),
+                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
+                "text_encoder": Component(
+                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
+                ),
+            },
+        ),
+        "Qwen/Qwen-Image-Layered": Repository(
+            "diffusers.QwenImageLayeredPipeline",
+            {
+                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image-Layered"),
+                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image-Layered"),
+                "text_encoder": Component(
+                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
+                ),
+            },
+        ),
+    },
 )

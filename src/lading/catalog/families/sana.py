@@ -32,6 +32,27 @@ _600M = {
     "cross_attention_head_dim": 72,
     "cross_attention_dim": 1152,
 }
+_LEVELS = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+_WIDTHS = (128, 256, 512, 512, 1024, 1024)
+_MULTISCALES = ((),) * 3 + ((5,),) * 3
+_DC_AE = {
+    "in_channels": 3,
+    "latent_channels": 32,
+    "attention_head_dim": 32,
+    "encoder_block_types": _LEVELS,
+    "decoder_block_types": _LEVELS,
+    "encoder_block_out_channels": _WIDTHS,
+    "decoder_block_out_channels": _WIDTHS,
+    "encoder_layers_per_block": (2, 2, 2, 3, 3, 3),
+    "decoder_layers_per_block": (3, 3, 3, 3, 3, 3),
+    "encoder_qkv_multiscales": _MULTISCALES,
+    "decoder_qkv_multiscales": _MULTISCALES,
+    "downsample_block_type": "Conv",
+    "upsample_block_type": "interpolate",
+    "decoder_norm_types": "rms_norm",
+    "decoder_act_fns": "silu",
+    "scaling_factor": 0.41407,
+}
 _HEAD_DIM = 32
 
 
@@ -56,6 +77,49 @@ def _transformer(shapes: Shapes) -> dict[str, Any]:
         "guidance_embeds": shapes.has("time_embed.guidance_embedder.linear_1.weight"),
         "qk_norm": "rms_norm_across_heads" if shapes.has(f"{block}.attn1.norm_q.weight") else None,
     }
+
+
+def _autoencoder(shapes: Shapes) -> dict[str, Any]:
+    levels = range(shapes.count("decoder.up_blocks"))
+    # A level of the decoder begins with its upsampling, which the innermost has not.
+    layers = [shapes.count(f"decoder.up_blocks.{level}") - (level < len(levels) - 1) for level in levels]
+    attends = [shapes.has(f"decoder.up_blocks.{level}.{{n}}.attn.to_q.weight") for level in levels]
+    return {
+        "in_channels": shapes.size("encoder.conv_in.weight", 1),
+        "latent_channels": shapes.size("decoder.conv_in.weight", 1),
+        "attention_head_dim": _HEAD_DIM,
+        **_half(shapes, "decoder", "up_blocks", layers, attends),
+        **_half(
+            shapes,
+            "encoder",
+            "down_blocks",
+            [shapes.count(f"encoder.down_blocks.{level}") - (level < len(levels) - 1) for level in levels],
+            [shapes.has(f"encoder.down_blocks.{level}.{{n}}.attn.to_q.weight") for level in levels],
+        ),
+        "downsample_block_type": "Conv",
+        "upsample_block_type": "interpolate",
+        "decoder_norm_types": "rms_norm",
+        "decoder_act_fns": "silu",
+    }
+
+
+def _half(shapes: Shapes, half: str, blocks: str, layers: list[int], attends: list[bool]) -> dict[str, Any]:
+    widths, scales = [], []
+    for level, attention in enumerate(attends):
+        block = f"{half}.{blocks}.{level}.{{n}}"
+        widths.append(shapes.size(f"{block}.attn.to_q.weight" if attention else f"{block}.conv1.weight"))
+        scale = f"{block}.attn.to_qkv_multiscale.0.proj_in.weight"
+        scales.append((shapes.size(scale, 2),) if shapes.has(scale) else ())
+    return {
+        f"{half}_block_types": tuple("EfficientViTBlock" if attention else "ResBlock" for attention in attends),
+        f"{half}_block_out_channels": tuple(widths),
+        f"{half}_layers_per_block": tuple(layers),
+        f"{half}_qkv_multiscales": tuple(scales),
+    }
+
+
+def _autoencoder_inputs(config: Config, extent: Extent) -> Inputs:
+    return {"sample": InputSpec((extent.batch, config["in_channels"], extent.height, extent.width))}
 
 
 def _inputs(config: Config, extent: Extent) -> Inputs:
@@ -98,6 +162,14 @@ FAMILY = Family(
             },
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=LatentNumbers(("batch", "channels", "height", "width"), 32, spatial=32, multiple=32),
+        ),
+        Architecture(
+            "vae",
+            "diffusers.AutoencoderDC",
+            _autoencoder,
+            _autoencoder_inputs,
+            published={"mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers": _DC_AE},
+            unverified={"scaling_factor": 1.0, "attention_head_dim": 32},
         ),
     ),
 )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.shapes import Shapes, quotient
 
 _HEAD_DIM = 64
@@ -90,4 +100,66 @@ FAMILY = Family(
             latent=LatentNumbers(("batch", "channels", "height", "width"), 16, spatial=8, patch=2, multiple=16),
         ),
     ),
+    repositories={
+        "stabilityai/stable-diffusion-3-medium-diffusers": Repository(
+            "diffusers.StableDiffusion3Pipeline",
+            {
+                "transformer": Component(
+                    "diffusers.SD3Transformer2DModel", "stabilityai/stable-diffusion-3-medium-diffusers"
+                ),
+                "vae": Component("diffusers.AutoencoderKL", "stabilityai/stable-diffusion-3.5-large"),
+                "text_encoder": Component(
+                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-3.5-large"
+                ),
+                "text_encoder_2": Component(
+                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-xl-base-1.0"
+                ),
+                "text_encoder_3": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "stabilityai/stable-diffusion-3.5-medium": Repository(
+            "diffusers.StableDiffusion3Pipeline",
+            {
+                "transformer": Component("diffusers.SD3Transformer2DModel", "stabilityai/stable-diffusion-3.5-medium"),
+                "vae": Component("diffusers.AutoencoderKL", "stabilityai/stable-diffusion-3.5-large"),
+                "text_encoder": Component(
+                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-3.5-large"
+                ),
+                "text_encoder_2": Component(
+                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-xl-base-1.0"
+                ),
+                "text_encoder_3": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "stabilityai/stable-diffusion-3.5-large": Repository(
+            "diffusers.StableDiffusion3Pipeline",
+            {
+                "transformer": Component("diffusers.SD3Transformer2DModel", "stabilityai/stable-diffusion-3.5-large"),
+                "vae": Component("diffusers.AutoencoderKL", "stabilityai/stable-diffusion-3.5-large"),
+                "text_encoder": Component(
+                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-3.5-large"
+                ),
+                "text_encoder_2": Component(
+                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-xl-base-1.0"
+                ),
+                "text_encoder_3": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+        "stabilityai/stable-diffusion-3.5-large-turbo": Repository(
+            "diffusers.StableDiffusion3Pipeline",
+            {
+                "transformer": Component(
+                    "diffusers.SD3Transformer2DModel", "stabilityai/stable-diffusion-3.5-large-turbo"
+                ),
+                "vae": Component("diffusers.AutoencoderKL", "stabilityai/stable-diffusion-3.5-large"),
+                "text_encoder": Component(
+                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-3.5-large"
+                ),
+                "text_encoder_2": Component(
+                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-xl-base-1.0"
+                ),
+                "text_encoder_3": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+    },
 )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.keymap import KeyMap, Rule, rename
 from lading.catalog.shapes import Shapes, UnknownSizeError
 
@@ -230,4 +240,33 @@ FAMILY = Family(
             unverified=_UNVERIFIED,
         ),
     ),
+    repositories={
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": Repository(
+            "diffusers.StableDiffusionPipeline",
+            {
+                "unet": Component("diffusers.UNet2DConditionModel", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+                "vae": Component("diffusers.AutoencoderKL", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
+            },
+        ),
+        "stabilityai/stable-diffusion-2-1": Repository(
+            "diffusers.StableDiffusionPipeline",
+            {
+                "unet": Component("diffusers.UNet2DConditionModel", "stabilityai/stable-diffusion-2-1"),
+                "vae": Component("diffusers.AutoencoderKL", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+                "text_encoder": Component("transformers.CLIPTextModel", "stabilityai/stable-diffusion-2-1"),
+            },
+        ),
+        "stabilityai/stable-diffusion-xl-base-1.0": Repository(
+            "diffusers.StableDiffusionXLPipeline",
+            {
+                "unet": Component("diffusers.UNet2DConditionModel", "stabilityai/stable-diffusion-xl-base-1.0"),
+                "vae": Component("diffusers.AutoencoderKL", "stabilityai/stable-diffusion-xl-base-1.0"),
+                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
+                "text_encoder_2": Component(
+                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-xl-base-1.0"
+                ),
+            },
+        ),
+    },
 )

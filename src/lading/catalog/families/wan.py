@@ -5,7 +5,17 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.families import _causal_vae
 from lading.catalog.keymap import KeyMap, Rule, rename
 from lading.catalog.shapes import Shapes, UnknownSizeError, quotient
@@ -44,6 +54,17 @@ _ANIMATE_2 = {
     "num_layers": 40,
     "cross_attn_norm": True,
     "use_img_emb": True,
+}
+_ANIMATE = {
+    **_I2V,
+    "latent_channels": 16,
+    "motion_encoder_size": 512,
+    "motion_style_dim": 512,
+    "motion_dim": 20,
+    "motion_encoder_dim": 512,
+    "face_encoder_hidden_dim": 1024,
+    "face_encoder_num_heads": 4,
+    "inject_face_latents_blocks": 5,
 }
 _VAE = {
     "base_dim": 96,
@@ -100,6 +121,22 @@ def _vace(shapes: Shapes) -> dict[str, Any]:
         **config,
         "vace_layers": [number * stride for number in range(blocks)],
         "vace_in_channels": shapes.size("vace_patch_embedding.weight", 1),
+    }
+
+
+def _animate(shapes: Shapes) -> dict[str, Any]:
+    config, face = _transformer(shapes), shapes.size("face_encoder.out_proj.weight", 1)
+    return {
+        **config,
+        "latent_channels": shapes.size("pose_patch_embedding.weight", 1),
+        # Each residual block of the motion encoder halves the picture of the face, down to four pixels.
+        "motion_encoder_size": 4 * 2 ** shapes.count("motion_encoder.res_blocks"),
+        "motion_style_dim": shapes.size("motion_encoder.motion_network.0.weight", 1),
+        "motion_dim": shapes.size("motion_encoder.motion_synthesis_weight", 1),
+        "motion_encoder_dim": shapes.size("motion_encoder.motion_synthesis_weight"),
+        "face_encoder_hidden_dim": face,
+        "face_encoder_num_heads": quotient(shapes.size("face_encoder.conv1_local.weight"), face, "heads"),
+        "inject_face_latents_blocks": quotient(config["num_layers"], shapes.count("face_adapter"), "adapters"),
     }
 
 
@@ -168,6 +205,18 @@ def _vace_inputs(config: Config, extent: Extent) -> Inputs:
     batch, _, *sizes = inputs["hidden_states"].shape
     inputs["control_hidden_states"] = InputSpec((batch, config["vace_in_channels"], *sizes))
     return inputs
+
+
+def _animate_inputs(config: Config, extent: Extent) -> Inputs:
+    inputs = _transformer_inputs(config, extent)
+    batch, channels, frames, *sizes = inputs["hidden_states"].shape
+    face = config["motion_encoder_size"]
+    return {
+        **inputs,
+        "hidden_states": InputSpec((batch, channels, frames + 1, *sizes)),  # the reference picture comes first
+        "pose_hidden_states": InputSpec((batch, config["latent_channels"], frames, *sizes)),
+        "face_pixel_values": InputSpec((batch, 3, extent.num_frames, face, face)),
+    }
 
 
 def _vae_inputs(config: Config, extent: Extent) -> Inputs:
@@ -346,6 +395,16 @@ FAMILY = Family(
         ),
         Architecture(
             "transformer",
+            "diffusers.WanAnimateTransformer3DModel",
+            _animate,
+            _animate_inputs,
+            published={"Wan-AI/Wan2.2-Animate-14B": _ANIMATE},
+            unverified={"num_attention_heads": 40, "attention_head_dim": _HEAD_DIM},
+            lora_targets=_LORA,
+            latent=_LATENT,
+        ),
+        Architecture(
+            "transformer",
             "diffusers.WanAnimate2Transformer3DModel",
             _animate_2,
             None,  # it is called with a cache of keys and values, once to fill it and then to use it
@@ -365,4 +424,56 @@ FAMILY = Family(
             unverified={"scale_factor_spatial": 8, "patch_size": None},
         ),
     ),
+    repositories={
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": Repository(
+            "diffusers.WanPipeline",
+            {
+                "transformer": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.1-T2V-1.3B"),
+                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.1-T2V-14B"),
+                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
+            },
+        ),
+        "Wan-AI/Wan2.1-T2V-14B-Diffusers": Repository(
+            "diffusers.WanPipeline",
+            {
+                "transformer": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.1-T2V-14B"),
+                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.1-T2V-14B"),
+                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
+            },
+        ),
+        "Wan-AI/Wan2.2-T2V-A14B-Diffusers": Repository(
+            "diffusers.WanPipeline",
+            {
+                "transformer": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.2-T2V-A14B"),
+                "transformer_2": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.2-T2V-A14B"),
+                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.1-T2V-14B"),
+                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
+            },
+        ),
+        "Wan-AI/Wan2.2-I2V-A14B-Diffusers": Repository(
+            "diffusers.WanImageToVideoPipeline",
+            {
+                "transformer": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.2-I2V-A14B"),
+                "transformer_2": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.2-I2V-A14B"),
+                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.1-T2V-14B"),
+                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
+            },
+        ),
+        "Wan-AI/Wan2.2-TI2V-5B-Diffusers": Repository(
+            "diffusers.WanPipeline",
+            {
+                "transformer": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.2-TI2V-5B"),
+                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.2-TI2V-5B"),
+                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
+            },
+        ),
+        "Wan-AI/Wan2.1-VACE-14B-diffusers": Repository(
+            "diffusers.WanVACEPipeline",
+            {
+                "transformer": Component("diffusers.WanVACETransformer3DModel", "Wan-AI/Wan2.1-VACE-14B"),
+                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.1-T2V-14B"),
+                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
+            },
+        ),
+    },
 )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.keymap import KeyMap, rename, split
 from lading.catalog.shapes import Shapes, quotient
 
@@ -185,4 +195,22 @@ FAMILY = Family(
             unverified={"control_layers_places": [], "control_refiner_layers_places": None},
         ),
     ),
+    repositories={
+        "Tongyi-MAI/Z-Image-Turbo": Repository(
+            "diffusers.ZImagePipeline",
+            {
+                "transformer": Component("diffusers.ZImageTransformer2DModel", "Tongyi-MAI/Z-Image-Turbo"),
+                "vae": Component("diffusers.AutoencoderKL", "Tongyi-MAI/Z-Image-Turbo"),
+                "text_encoder": Component("transformers.Qwen3Model", "Qwen/Qwen3-4B"),
+            },
+        ),
+        "Tongyi-MAI/Z-Image": Repository(
+            "diffusers.ZImagePipeline",
+            {
+                "transformer": Component("diffusers.ZImageTransformer2DModel", "Tongyi-MAI/Z-Image"),
+                "vae": Component("diffusers.AutoencoderKL", "Tongyi-MAI/Z-Image-Turbo"),
+                "text_encoder": Component("transformers.Qwen3Model", "Qwen/Qwen3-4B"),
+            },
+        ),
+    },
 )
