@@ -136,6 +136,15 @@ def _vae_inputs(config: Config, extent: Extent) -> Inputs:
     return {"sample": InputSpec(film)}
 
 
+def _repository(name: str, pipeline: str) -> Repository:
+    parts = {
+        "transformer": Component("diffusers.CogVideoXTransformer3DModel", name),
+        "vae": Component("diffusers.AutoencoderKLCogVideoX", name if name.endswith("2b") else "zai-org/CogVideoX-5b"),
+        "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+    }
+    return Repository(f"diffusers.{pipeline}", parts)
+
+
 FAMILY = Family(
     "cogvideox",
     (
@@ -188,37 +197,12 @@ FAMILY = Family(
         ),
     ),
     repositories={
-        "zai-org/CogVideoX-2b": Repository(
-            "diffusers.CogVideoXPipeline",
-            {
-                "transformer": Component("diffusers.CogVideoXTransformer3DModel", "zai-org/CogVideoX-2b"),
-                "vae": Component("diffusers.AutoencoderKLCogVideoX", "zai-org/CogVideoX-2b"),
-                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "zai-org/CogVideoX-5b": Repository(
-            "diffusers.CogVideoXPipeline",
-            {
-                "transformer": Component("diffusers.CogVideoXTransformer3DModel", "zai-org/CogVideoX-5b"),
-                "vae": Component("diffusers.AutoencoderKLCogVideoX", "zai-org/CogVideoX-5b"),
-                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "zai-org/CogVideoX-5b-I2V": Repository(
-            "diffusers.CogVideoXImageToVideoPipeline",
-            {
-                "transformer": Component("diffusers.CogVideoXTransformer3DModel", "zai-org/CogVideoX-5b-I2V"),
-                "vae": Component("diffusers.AutoencoderKLCogVideoX", "zai-org/CogVideoX-5b"),
-                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "zai-org/CogVideoX1.5-5B": Repository(
-            "diffusers.CogVideoXPipeline",
-            {
-                "transformer": Component("diffusers.CogVideoXTransformer3DModel", "zai-org/CogVideoX1.5-5B"),
-                "vae": Component("diffusers.AutoencoderKLCogVideoX", "zai-org/CogVideoX-5b"),
-                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
+        name: _repository(name, pipeline)
+        for name, pipeline in {
+            "zai-org/CogVideoX-2b": "CogVideoXPipeline",
+            "zai-org/CogVideoX-5b": "CogVideoXPipeline",
+            "zai-org/CogVideoX-5b-I2V": "CogVideoXImageToVideoPipeline",
+            "zai-org/CogVideoX1.5-5B": "CogVideoXPipeline",
+        }.items()
     },
 )

@@ -150,6 +150,17 @@ _ORIGINAL = KeyMap(
     )
 )
 
+
+def _repository(name: str, pipeline: str) -> Repository:
+    parts = {
+        "transformer": Component("diffusers.FluxTransformer2DModel", name),
+        "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
+        "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
+        "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+    }
+    return Repository(f"diffusers.{pipeline}", parts)
+
+
 FAMILY = Family(
     "flux",
     (
@@ -206,68 +217,15 @@ FAMILY = Family(
         ),
     ),
     repositories={
-        "black-forest-labs/FLUX.1-dev": Repository(
-            "diffusers.FluxPipeline",
-            {
-                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-dev"),
-                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
-                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
-                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "black-forest-labs/FLUX.1-schnell": Repository(
-            "diffusers.FluxPipeline",
-            {
-                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-schnell"),
-                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
-                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
-                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "black-forest-labs/FLUX.1-Krea-dev": Repository(
-            "diffusers.FluxPipeline",
-            {
-                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-Krea-dev"),
-                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
-                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
-                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "black-forest-labs/FLUX.1-Kontext-dev": Repository(
-            "diffusers.FluxKontextPipeline",
-            {
-                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-Kontext-dev"),
-                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
-                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
-                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "black-forest-labs/FLUX.1-Fill-dev": Repository(
-            "diffusers.FluxFillPipeline",
-            {
-                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-Fill-dev"),
-                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
-                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
-                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "black-forest-labs/FLUX.1-Canny-dev": Repository(
-            "diffusers.FluxControlPipeline",
-            {
-                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-Canny-dev"),
-                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
-                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
-                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "black-forest-labs/FLUX.1-Depth-dev": Repository(
-            "diffusers.FluxControlPipeline",
-            {
-                "transformer": Component("diffusers.FluxTransformer2DModel", "black-forest-labs/FLUX.1-Depth-dev"),
-                "vae": Component("diffusers.AutoencoderKL", "black-forest-labs/FLUX.1-dev"),
-                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
-                "text_encoder_2": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
+        name: _repository(name, pipeline)
+        for name, pipeline in {
+            "black-forest-labs/FLUX.1-dev": "FluxPipeline",
+            "black-forest-labs/FLUX.1-schnell": "FluxPipeline",
+            "black-forest-labs/FLUX.1-Krea-dev": "FluxPipeline",
+            "black-forest-labs/FLUX.1-Kontext-dev": "FluxKontextPipeline",
+            "black-forest-labs/FLUX.1-Fill-dev": "FluxFillPipeline",
+            "black-forest-labs/FLUX.1-Canny-dev": "FluxControlPipeline",
+            "black-forest-labs/FLUX.1-Depth-dev": "FluxControlPipeline",
+        }.items()
     },
 )

@@ -101,6 +101,16 @@ def _vae_inputs(config: Config, extent: Extent) -> Inputs:
     return _causal_vae.inputs(config["input_channels"], config, extent)
 
 
+def _repository(name: str, pipeline: str) -> Repository:
+    layered = "Qwen/Qwen-Image-Layered"
+    parts = {
+        "transformer": Component("diffusers.QwenImageTransformer2DModel", name),
+        "vae": Component("diffusers.AutoencoderKLQwenImage", layered if name == layered else "Qwen/Qwen-Image"),
+        "text_encoder": Component("transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"),
+    }
+    return Repository(f"diffusers.{pipeline}", parts)
+
+
 FAMILY = Family(
     "qwen_image",
     (
@@ -147,65 +157,14 @@ FAMILY = Family(
         ),
     ),
     repositories={
-        "Qwen/Qwen-Image": Repository(
-            "diffusers.QwenImagePipeline",
-            {
-                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image"),
-                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
-                "text_encoder": Component(
-                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
-                ),
-            },
-        ),
-        "Qwen/Qwen-Image-2512": Repository(
-            "diffusers.QwenImagePipeline",
-            {
-                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image-2512"),
-                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
-                "text_encoder": Component(
-                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
-                ),
-            },
-        ),
-        "Qwen/Qwen-Image-Edit": Repository(
-            "diffusers.QwenImageEditPipeline",
-            {
-                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image-Edit"),
-                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
-                "text_encoder": Component(
-                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
-                ),
-            },
-        ),
-        "Qwen/Qwen-Image-Edit-2509": Repository(
-            "diffusers.QwenImageEditPlusPipeline",
-            {
-                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image-Edit-2509"),
-                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
-                "text_encoder": Component(
-                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
-                ),
-            },
-        ),
-        "Qwen/Qwen-Image-Edit-2511": Repository(
-            "diffusers.QwenImageEditPlusPipeline",
-            {
-                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image-Edit-2511"),
-                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
-                "text_encoder": Component(
-                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
-                ),
-            },
-        ),
-        "Qwen/Qwen-Image-Layered": Repository(
-            "diffusers.QwenImageLayeredPipeline",
-            {
-                "transformer": Component("diffusers.QwenImageTransformer2DModel", "Qwen/Qwen-Image-Layered"),
-                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image-Layered"),
-                "text_encoder": Component(
-                    "transformers.Qwen2_5_VLForConditionalGeneration", "Qwen/Qwen2.5-VL-7B-Instruct"
-                ),
-            },
-        ),
+        name: _repository(name, pipeline)
+        for name, pipeline in {
+            "Qwen/Qwen-Image": "QwenImagePipeline",
+            "Qwen/Qwen-Image-2512": "QwenImagePipeline",
+            "Qwen/Qwen-Image-Edit": "QwenImageEditPipeline",
+            "Qwen/Qwen-Image-Edit-2509": "QwenImageEditPlusPipeline",
+            "Qwen/Qwen-Image-Edit-2511": "QwenImageEditPlusPipeline",
+            "Qwen/Qwen-Image-Layered": "QwenImageLayeredPipeline",
+        }.items()
     },
 )

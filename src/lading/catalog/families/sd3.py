@@ -81,6 +81,18 @@ def _inputs(config: Config, extent: Extent) -> Inputs:
     }
 
 
+def _repository(name: str) -> Repository:
+    large, projected = "stabilityai/stable-diffusion-3.5-large", "transformers.CLIPTextModelWithProjection"
+    parts = {
+        "transformer": Component("diffusers.SD3Transformer2DModel", name),
+        "vae": Component("diffusers.AutoencoderKL", large),
+        "text_encoder": Component(projected, large),
+        "text_encoder_2": Component(projected, "stabilityai/stable-diffusion-xl-base-1.0"),
+        "text_encoder_3": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+    }
+    return Repository("diffusers.StableDiffusion3Pipeline", parts)
+
+
 FAMILY = Family(
     "sd3",
     (
@@ -101,65 +113,12 @@ FAMILY = Family(
         ),
     ),
     repositories={
-        "stabilityai/stable-diffusion-3-medium-diffusers": Repository(
-            "diffusers.StableDiffusion3Pipeline",
-            {
-                "transformer": Component(
-                    "diffusers.SD3Transformer2DModel", "stabilityai/stable-diffusion-3-medium-diffusers"
-                ),
-                "vae": Component("diffusers.AutoencoderKL", "stabilityai/stable-diffusion-3.5-large"),
-                "text_encoder": Component(
-                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-3.5-large"
-                ),
-                "text_encoder_2": Component(
-                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-xl-base-1.0"
-                ),
-                "text_encoder_3": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "stabilityai/stable-diffusion-3.5-medium": Repository(
-            "diffusers.StableDiffusion3Pipeline",
-            {
-                "transformer": Component("diffusers.SD3Transformer2DModel", "stabilityai/stable-diffusion-3.5-medium"),
-                "vae": Component("diffusers.AutoencoderKL", "stabilityai/stable-diffusion-3.5-large"),
-                "text_encoder": Component(
-                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-3.5-large"
-                ),
-                "text_encoder_2": Component(
-                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-xl-base-1.0"
-                ),
-                "text_encoder_3": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "stabilityai/stable-diffusion-3.5-large": Repository(
-            "diffusers.StableDiffusion3Pipeline",
-            {
-                "transformer": Component("diffusers.SD3Transformer2DModel", "stabilityai/stable-diffusion-3.5-large"),
-                "vae": Component("diffusers.AutoencoderKL", "stabilityai/stable-diffusion-3.5-large"),
-                "text_encoder": Component(
-                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-3.5-large"
-                ),
-                "text_encoder_2": Component(
-                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-xl-base-1.0"
-                ),
-                "text_encoder_3": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
-        "stabilityai/stable-diffusion-3.5-large-turbo": Repository(
-            "diffusers.StableDiffusion3Pipeline",
-            {
-                "transformer": Component(
-                    "diffusers.SD3Transformer2DModel", "stabilityai/stable-diffusion-3.5-large-turbo"
-                ),
-                "vae": Component("diffusers.AutoencoderKL", "stabilityai/stable-diffusion-3.5-large"),
-                "text_encoder": Component(
-                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-3.5-large"
-                ),
-                "text_encoder_2": Component(
-                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-xl-base-1.0"
-                ),
-                "text_encoder_3": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
+        name: _repository(name)
+        for name in (
+            "stabilityai/stable-diffusion-3-medium-diffusers",
+            "stabilityai/stable-diffusion-3.5-medium",
+            "stabilityai/stable-diffusion-3.5-large",
+            "stabilityai/stable-diffusion-3.5-large-turbo",
+        )
     },
 )

@@ -16,9 +16,8 @@ from lading.catalog.architecture import (
     LatentNumbers,
     Repository,
 )
-from lading.catalog.families import _causal_vae
-from lading.catalog.keymap import KeyMap, Rule, rename
-from lading.catalog.shapes import Shapes, UnknownSizeError, quotient
+from lading.catalog.families import _causal_vae, _wan_layouts
+from lading.catalog.shapes import Shapes, quotient
 
 _HEAD_DIM = 128
 """Of every published model; the norms span all heads, so that shapes do not tell it."""
@@ -228,118 +227,22 @@ def _not_in_the_class(shapes: Shapes) -> dict[str, str]:
     return {name: "a convolution of the reference picture" for name in shapes if name.startswith("ref_conv.")}
 
 
-def _attention(file: str, model: str) -> list[Rule]:
-    pairs = (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"), ("norm_q", "norm_q"), ("norm_k", "norm_k"))
-    image = (("k_img", "add_k_proj"), ("v_img", "add_v_proj"), ("norm_k_img", "norm_added_k"))
-    return [rename(f"{file}.{old}.{{leaf}}", f"{model}.{new}.{{leaf}}") for old, new in (*pairs, *image)]
-
-
-def _block(name: str) -> list[Rule]:
-    block = f"{name}.{{n}}."
-    return [
-        rename(f"{block}modulation", f"{block}scale_shift_table"),
-        *_attention(f"{block}self_attn", f"{block}attn1"),
-        *_attention(f"{block}cross_attn", f"{block}attn2"),
-        rename(f"{block}norm3.{{leaf}}", f"{block}norm2.{{leaf}}"),
-        rename(f"{block}ffn.0.{{leaf}}", f"{block}ffn.net.0.proj.{{leaf}}"),
-        rename(f"{block}ffn.2.{{leaf}}", f"{block}ffn.net.2.{{leaf}}"),
-    ]
-
-
-_ORIGINAL = (
-    rename("patch_embedding.{leaf}", "patch_embedding.{leaf}"),
-    rename("time_embedding.0.{leaf}", "condition_embedder.time_embedder.linear_1.{leaf}"),
-    rename("time_embedding.2.{leaf}", "condition_embedder.time_embedder.linear_2.{leaf}"),
-    rename("time_projection.1.{leaf}", "condition_embedder.time_proj.{leaf}"),
-    rename("text_embedding.0.{leaf}", "condition_embedder.text_embedder.linear_1.{leaf}"),
-    rename("text_embedding.2.{leaf}", "condition_embedder.text_embedder.linear_2.{leaf}"),
-    rename("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"),
-    rename("img_emb.proj.0.{leaf}", "condition_embedder.image_embedder.norm1.{leaf}"),
-    rename("img_emb.proj.1.{leaf}", "condition_embedder.image_embedder.ff.net.0.proj.{leaf}"),
-    rename("img_emb.proj.3.{leaf}", "condition_embedder.image_embedder.ff.net.2.{leaf}"),
-    rename("img_emb.proj.4.{leaf}", "condition_embedder.image_embedder.norm2.{leaf}"),
-    *_block("blocks"),
-    rename("head.modulation", "scale_shift_table"),
-    rename("head.head.{leaf}", "proj_out.{leaf}"),
-)
-_VACE_RULES = (
-    rename("vace_patch_embedding.{leaf}", "vace_patch_embedding.{leaf}"),
-    rename("vace_blocks.{n}.before_proj.{leaf}", "vace_blocks.{n}.proj_in.{leaf}"),
-    rename("vace_blocks.{n}.after_proj.{leaf}", "vace_blocks.{n}.proj_out.{leaf}"),
-    *_block("vace_blocks"),
-)
-_ANIMATE_2_RULES = (
-    *_attention("blocks.{n}.block.self_attn", "blocks.{n}.self_attn"),
-    *_attention("blocks.{n}.block.cross_attn", "blocks.{n}.cross_attn"),
-    rename("blocks.{n}.block.{rest}", "blocks.{n}.{rest}"),
-    *(
-        rename(f"{name}.{{rest}}", f"{name}.{{rest}}")
-        for name in ("patch_embedding", "text_embedding", "time_embedding", "time_projection", "head", "img_emb")
-    ),
-)
-
-
-_MOST_LEVELS = 16
-
-
-def _original_vae(shapes: Shapes) -> KeyMap:
-    """Wan's own autoencoders: numbered sequences, in 2.1 one for all levels, in 2.2 one for each."""
-    rules = [rename("conv1.{leaf}", "quant_conv.{leaf}"), rename("conv2.{leaf}", "post_quant_conv.{leaf}")]
-    for part in ("encoder", "decoder"):
-        rules += [
-            rename(f"{part}.conv1.{{leaf}}", f"{part}.conv_in.{{leaf}}"),
-            *_residual(f"{part}.middle.0", f"{part}.mid_block.resnets.0"),
-            *_residual(f"{part}.middle.2", f"{part}.mid_block.resnets.1"),
-            rename(f"{part}.middle.1.{{rest}}", f"{part}.mid_block.attentions.0.{{rest}}"),
-            rename(f"{part}.head.0.gamma", f"{part}.norm_out.gamma"),
-            rename(f"{part}.head.2.{{leaf}}", f"{part}.conv_out.{{leaf}}"),
-        ]
-    if shapes.has("encoder.downsamples.0.downsamples.0.residual.2.weight") or shapes.has(
-        "encoder.down_blocks.0.resnets.0.conv1.weight"
-    ):
-        return KeyMap((*rules, *_levels(shapes)))
-    rules += _residual("encoder.downsamples.{n}", "encoder.down_blocks.{n}")
-    rules += _resampling("encoder.downsamples.{n}", "encoder.down_blocks.{n}")
-    samplers = shapes.find("decoder.upsamples.{n}.resample.1.weight")
-    if samplers:
-        layers = int(samplers[0].split(".")[2])
-        depth = len(samplers) + 1
-    else:
-        layers, depth = shapes.count("decoder.up_blocks.0.resnets"), shapes.count("decoder.up_blocks")
-    if max(depth, layers) > _MOST_LEVELS:
-        raise UnknownSizeError(f"levels that an autoencoder can have: {depth} of {layers} layers")
-    for level in range(depth):
-        first, block = level * (layers + 1), f"decoder.up_blocks.{level}"
-        for layer in range(layers):
-            rules += _residual(f"decoder.upsamples.{first + layer}", f"{block}.resnets.{layer}")
-        rules += _resampling(f"decoder.upsamples.{first + layers}", f"{block}.upsamplers.0")
-    return KeyMap(tuple(rules))
-
-
-def _levels(shapes: Shapes) -> list[Rule]:
-    rules: list[Rule] = []
-    for part, word in (("encoder", "down"), ("decoder", "up")):
-        old, new = f"{part}.{word}samples.{{n}}.{word}samples", f"{part}.{word}_blocks.{{n}}"
-        sampled = shapes.find(f"{old}.{{m}}.resample.1.weight")
-        layers = int(sampled[0].split(".")[4]) if sampled else shapes.count(f"{part}.{word}_blocks.0.resnets")
-        rules += _resampling(f"{old}.{layers}", f"{new}.{word}sampler")
-        rules += _residual(f"{old}.{{m}}", f"{new}.resnets.{{m}}")
-    return rules
-
-
-def _residual(file: str, model: str) -> list[Rule]:
-    names = (("residual.0", "norm1"), ("residual.2", "conv1"), ("residual.3", "norm2"), ("residual.6", "conv2"))
-    pairs = (*names, ("shortcut", "conv_shortcut"))
-    return [rename(f"{file}.{old}.{{leaf}}", f"{model}.{new}.{{leaf}}") for old, new in pairs]
-
-
-def _resampling(file: str, model: str) -> list[Rule]:
-    return [rename(f"{file}.{name}.{{leaf}}", f"{model}.{name}.{{leaf}}") for name in ("resample.1", "time_conv")]
-
-
 _UNVERIFIED = {"num_attention_heads": 40, "attention_head_dim": _HEAD_DIM}
 _LATENT = LatentNumbers(("batch", "channels", "frames", "height", "width"), 16, 8, temporal=4, patch=2, multiple=16)
 _LORA = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+
+
+def _repository(name: str, pipeline: str, transformer: str = "WanTransformer3DModel") -> Repository:
+    denoiser = Component(f"diffusers.{transformer}", name)
+    vae = name if name == "Wan-AI/Wan2.2-TI2V-5B" else "Wan-AI/Wan2.1-T2V-14B"
+    parts = {
+        "transformer": denoiser,
+        **({"transformer_2": denoiser} if "A14B" in name else {}),  # one for high noise, one for low
+        "vae": Component("diffusers.AutoencoderKLWan", vae),
+        "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
+    }
+    return Repository(f"diffusers.{pipeline}", parts)
+
 
 FAMILY = Family(
     "wan",
@@ -371,7 +274,7 @@ FAMILY = Family(
                 "PAI/Wan2.1-Fun-14B-Control": {**_I2V, "in_channels": 48},
                 "PAI/Wan2.2-Fun-A14B-Control": {**_14B, "in_channels": 52},
             },
-            layouts={"original": KeyMap(_ORIGINAL)},
+            layouts={"original": _wan_layouts.TRANSFORMER},
             unverified=_UNVERIFIED,
             beside=("ref_conv.{leaf}",),
             extras=_not_in_the_class,
@@ -387,7 +290,7 @@ FAMILY = Family(
                 "Wan-AI/Wan2.1-VACE-1.3B": {**_1_3B, "vace_layers": list(range(0, 30, 2)), "vace_in_channels": 96},
                 "Wan-AI/Wan2.1-VACE-14B": {**_14B, **_VACE},
             },
-            layouts={"original": KeyMap((*_ORIGINAL, *_VACE_RULES))},
+            layouts={"original": _wan_layouts.VACE},
             examples=({**_I2V, **_VACE, "num_layers": 1, "vace_layers": [0], "pos_embed_seq_len": 514},),
             unverified={**_UNVERIFIED, "vace_layers": _VACE["vace_layers"]},
             lora_targets=_LORA,
@@ -409,7 +312,7 @@ FAMILY = Family(
             _animate_2,
             None,  # it is called with a cache of keys and values, once to fill it and then to use it
             published={"Wan-AI/Wan2.2-Animate-2-14B": _ANIMATE_2},
-            layouts={"original": KeyMap(_ANIMATE_2_RULES)},
+            layouts={"original": _wan_layouts.ANIMATE_2},
             unverified={"num_heads": 40},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=_LATENT,
@@ -420,60 +323,18 @@ FAMILY = Family(
             _vae,
             _vae_inputs,
             published={"Wan-AI/Wan2.1-T2V-14B": _VAE, "Wan-AI/Wan2.2-TI2V-5B": _VAE_2_2},
-            layouts={"original": _original_vae},
+            layouts={"original": _wan_layouts.original_vae},
             unverified={"scale_factor_spatial": 8, "patch_size": None},
         ),
     ),
     repositories={
-        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": Repository(
-            "diffusers.WanPipeline",
-            {
-                "transformer": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.1-T2V-1.3B"),
-                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.1-T2V-14B"),
-                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
-            },
-        ),
-        "Wan-AI/Wan2.1-T2V-14B-Diffusers": Repository(
-            "diffusers.WanPipeline",
-            {
-                "transformer": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.1-T2V-14B"),
-                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.1-T2V-14B"),
-                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
-            },
-        ),
-        "Wan-AI/Wan2.2-T2V-A14B-Diffusers": Repository(
-            "diffusers.WanPipeline",
-            {
-                "transformer": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.2-T2V-A14B"),
-                "transformer_2": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.2-T2V-A14B"),
-                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.1-T2V-14B"),
-                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
-            },
-        ),
-        "Wan-AI/Wan2.2-I2V-A14B-Diffusers": Repository(
-            "diffusers.WanImageToVideoPipeline",
-            {
-                "transformer": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.2-I2V-A14B"),
-                "transformer_2": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.2-I2V-A14B"),
-                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.1-T2V-14B"),
-                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
-            },
-        ),
-        "Wan-AI/Wan2.2-TI2V-5B-Diffusers": Repository(
-            "diffusers.WanPipeline",
-            {
-                "transformer": Component("diffusers.WanTransformer3DModel", "Wan-AI/Wan2.2-TI2V-5B"),
-                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.2-TI2V-5B"),
-                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
-            },
-        ),
-        "Wan-AI/Wan2.1-VACE-14B-diffusers": Repository(
-            "diffusers.WanVACEPipeline",
-            {
-                "transformer": Component("diffusers.WanVACETransformer3DModel", "Wan-AI/Wan2.1-VACE-14B"),
-                "vae": Component("diffusers.AutoencoderKLWan", "Wan-AI/Wan2.1-T2V-14B"),
-                "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
-            },
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _repository("Wan-AI/Wan2.1-T2V-1.3B", "WanPipeline"),
+        "Wan-AI/Wan2.1-T2V-14B-Diffusers": _repository("Wan-AI/Wan2.1-T2V-14B", "WanPipeline"),
+        "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _repository("Wan-AI/Wan2.2-T2V-A14B", "WanPipeline"),
+        "Wan-AI/Wan2.2-I2V-A14B-Diffusers": _repository("Wan-AI/Wan2.2-I2V-A14B", "WanImageToVideoPipeline"),
+        "Wan-AI/Wan2.2-TI2V-5B-Diffusers": _repository("Wan-AI/Wan2.2-TI2V-5B", "WanPipeline"),
+        "Wan-AI/Wan2.1-VACE-14B-diffusers": _repository(
+            "Wan-AI/Wan2.1-VACE-14B", "WanVACEPipeline", "WanVACETransformer3DModel"
         ),
     },
 )
