@@ -124,8 +124,8 @@ class KeyMap:
             if len(sources) < len(rule.file):
                 left.extend(sources.values())
                 continue
-            targets = tuple(target.format(*values) for target in self._targets[number])
-            step = Step(tuple(sources[place] for place in range(len(rule.file))), targets, rule.change)
+            targets = tuple([target.format(*values) for target in self._targets[number]])
+            step = Step(tuple([sources[place] for place in range(len(rule.file))]), targets, rule.change)
             for target in targets:
                 if target in taken:
                     raise CheckpointError(

@@ -112,15 +112,13 @@ def _findings(whole: Shapes) -> list[_Finding]:
 
 
 def _findings_in_parts(whole: Shapes) -> list[_Finding]:
-    """Look at the file as one network first, then at the parts that its prefixes make."""
-    first = _look_at(Part("", whole))
+    """Look at the parts that the prefixes of usual repackagings make, then at the file as one network."""
     parts = divide(whole)
-    if first.complete or (len(parts) == 1 and not parts[0].prefix):
-        return [first]
     findings = [_look_at(part) for part in parts]
-    found = any(finding.complete for finding in findings)
-    better = any(finding.candidates for finding in findings) and not first.candidates
-    return findings if found or better else [first]
+    if any(finding.complete for finding in findings) or not any(part.prefix for part in parts):
+        return findings
+    first = _look_at(Part("", whole))
+    return [first] if first.candidates or not any(finding.candidates for finding in findings) else findings
 
 
 def _signatures() -> Iterator[Signature]:
