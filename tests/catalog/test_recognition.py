@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 import lading
 from lading import CheckpointError, identify
-from lading.catalog import registry
+from lading.catalog import find_architecture, registry
 from lading.catalog.architecture import Architecture, Config, Extent, Inputs, InputSpec
-from lading.catalog.construction import verify_candidates
+from lading.catalog.construction import verify, verify_candidates
 from lading.catalog.hashes import known_models
 from lading.catalog.recognition import identify_tensors
 from lading.catalog.shapes import Shapes
@@ -179,6 +179,29 @@ def test_stable_diffusion_1_and_2_are_told_apart_by_the_width_of_the_prompt() ->
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in first.models
     assert second.config["cross_attention_dim"] == 1024
     assert second.models == ("stabilityai/stable-diffusion-2-1",)
+
+
+def test_a_single_file_of_stable_diffusion_1_is_told_apart_and_what_is_left_is_named() -> None:
+    tensors: dict[str, tuple[int, ...]] = {"alphas_cumprod": (1000,), "model_ema.decay": ()}
+    for label, family, name, prefix in (
+        ("SD1.5 unet", "stable_diffusion", "diffusers.UNet2DConditionModel", "model.diffusion_model."),
+        ("SDXL vae", "autoencoder_kl", "diffusers.AutoencoderKL", "first_stage_model."),
+    ):
+        shapes = {key: tuple(shape) for key, shape in LAYOUTS[label]["tensors"].items()}
+        key_map = find_architecture(family, name).key_map("original", shapes)
+        assert key_map is not None
+        tensors |= {prefix + key: shape for key, shape in key_map.inverse.shapes(shapes).items()}
+    for key, shape in LAYOUTS["SD1.5 text_encoder"]["tensors"].items():
+        tensors[f"cond_stage_model.transformer.{key}"] = tuple(shape)
+    found = identify_tensors(tensors)
+    first = {candidate.prefix: candidate for candidate in reversed(found.candidates)}
+    assert {candidate.model_class for candidate in first.values()} == {
+        "diffusers.UNet2DConditionModel",
+        "diffusers.AutoencoderKL",
+        "transformers.CLIPTextModel",
+    }
+    assert first["first_stage_model."].config["scaling_factor"] == 0.18215, "as the UNet beside it wants it"
+    assert any("2 tensors beside the networks are of no network" in problem for problem in found.problems)
 
 
 def test_a_wrapping_prefix_is_taken_off_and_told() -> None:
@@ -362,6 +385,40 @@ def _only_shipped() -> Iterator[None]:
     yield
     registry._registered.clear()
     registry.registered_signatures.cache_clear()
+    registry._load_entry_points_once.cache_clear()
+
+
+PLUG_IN = """
+import torch
+from lading.catalog import Architecture, Family
+
+class Plugged(torch.nn.Module):
+    def __init__(self, width=2):
+        super().__init__()
+        self.plug = torch.nn.Linear(width, 7)
+
+def family():
+    told = lambda shapes: {"width": shapes.size("plug.weight", 1)}
+    return Family("plugged", (Architecture("adapter", "lading_plug_in.Plugged", told, None, {"it": {"width": 2}}),))
+"""
+
+
+@pytest.mark.usefixtures("_only_shipped")
+def test_an_installed_package_offers_its_networks_through_an_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {"plug.weight": (7, 30), "plug.bias": (7,)}
+    assert identify_tensors(tensors).best is None
+    (tmp_path / "lading_plug_in.py").write_text(PLUG_IN)
+    (tmp_path / "lading_plug_in-1.dist-info").mkdir()
+    (tmp_path / "lading_plug_in-1.dist-info" / "METADATA").write_text("Name: lading_plug_in\nVersion: 1\n")
+    entries = "[lading.architectures]\nplugged = lading_plug_in:family\n"
+    (tmp_path / "lading_plug_in-1.dist-info" / "entry_points.txt").write_text(entries)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry._load_entry_points_once.cache_clear()
+    best = identify_tensors(tensors).best
+    assert best is not None
+    assert (best.family, best.component, best.config) == ("plugged", "adapter", {"width": 30})
 
 
 @pytest.mark.usefixtures("_only_shipped")
@@ -383,9 +440,6 @@ def test_a_registered_network_is_recognised_and_verified_like_the_others(tmp_pat
 
 
 def test_verification_lists_every_name_and_shape_that_differs() -> None:
-    from lading.catalog import find_architecture
-    from lading.catalog.construction import verify
-
     architecture = find_architecture("flux", "diffusers.ReduxImageEncoder")
     shapes = {"redux_up.weight": (24, 4), "redux_up.bias": (25,), "redux_down.weight": (8, 24), "more": (1,)}
     assert sorted(verify(architecture, {"redux_dim": 4, "txt_in_features": 8}, "diffusers", shapes)) == [

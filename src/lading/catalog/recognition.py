@@ -34,6 +34,7 @@ _LAYER_PATTERNS = 4
 class _Finding:
     """What one part turned out to be."""
 
+    part: Part
     candidates: tuple[Candidate, ...]
     problems: tuple[str, ...]
     fits: tuple[Fit, ...]
@@ -90,6 +91,8 @@ def _identify(shapes: Mapping[str, Shape], digest: str, hints: str) -> Identific
     findings = _findings(content.whole)
     candidates = _ranked([one for finding in findings for one in finding.candidates], known, hints)
     problems += [problem for finding in findings for problem in finding.problems]
+    if candidates:
+        problems += [_left_over(finding.part) for finding in findings if not finding.candidates]
     if known is not None and candidates:
         candidates = [replace(candidate, match="hash") for candidate in candidates]
     elif known is not None:
@@ -147,15 +150,15 @@ def _look_at(part: Part) -> _Finding:
                 problems += [remark for remark in remarks if remark not in problems]
                 reasons += [reason] if reason else []
         if candidates:
-            return _Finding(tuple(candidates), (*problems, *_holes(view)), (), True)
+            return _Finding(part, tuple(candidates), (*problems, *_holes(view)), (), True)
         fits += these
         if len(patterns) >= _PARTIAL_PATTERNS:
             partial += [(fit, view) for fit in these if fit.score >= _PARTIAL_SCORE and not fit.extra]
     fits = sorted(fits, key=lambda fit: fit.score, reverse=True)[:_NEAREST]
-    return _partial_finding(partial, fits, reasons)
+    return _partial_finding(part, partial, fits, reasons)
 
 
-def _partial_finding(partial: list[tuple[Fit, Part]], fits: list[Fit], reasons: list[str]) -> _Finding:
+def _partial_finding(part: Part, partial: list[tuple[Fit, Part]], fits: list[Fit], reasons: list[str]) -> _Finding:
     """What a file with missing tensors is: the networks that know all that is there."""
     candidates: list[Candidate] = []
     problems: list[str] = list(dict.fromkeys(reasons))
@@ -178,7 +181,7 @@ def _partial_finding(partial: list[tuple[Fit, Part]], fits: list[Fit], reasons: 
         if new:
             problems.append(f"{fit.signature.model_class}: tensors are missing: {pattern_list(fit.missing)}")
             problems += [remark for remark in (*remarks, *_holes(view)) if remark not in problems]
-    return _Finding(tuple(candidates), tuple(problems), tuple(fits), False)
+    return _Finding(part, tuple(candidates), tuple(problems), tuple(fits), False)
 
 
 def _same_network(one: Candidate, others: Iterable[Candidate]) -> bool:
@@ -350,6 +353,12 @@ def _holes(view: Part) -> list[str]:
             listed = ", ".join(map(str, absent[:10])) + (", ..." if len(absent) > 10 else "")
             problems.append(f"{head}: layers {listed} are missing: the download is incomplete, fetch the other shards")
     return problems
+
+
+def _left_over(part: Part) -> str:
+    place = f"under {part.prefix!r}" if part.prefix else "beside the networks"
+    names = ", ".join(list(part.shapes)[:3]) + (", ..." if len(part.shapes) > 3 else "")
+    return f"{len(part.shapes)} tensors {place} are of no network that is known: {names}"
 
 
 def _missing_shards(missing: tuple[str, ...]) -> str:
