@@ -127,6 +127,31 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any], Callable[[Tensors, dict[st
         {"base_dim": 8},
         lambda tensors, _: converters.convert_wan_vae_to_diffusers(tensors),
     ),
+    "Stable Diffusion 3.5": (
+        "sd3",
+        "diffusers.SD3Transformer2DModel",
+        "",
+        {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 3, "joint_attention_dim": 8}
+        | {"caption_projection_dim": 16, "pooled_projection_dim": 8, "pos_embed_max_size": 4}
+        | {"dual_attention_layers": (0, 1), "qk_norm": "rms_norm"},
+        lambda tensors, _: converters.convert_sd3_transformer_checkpoint_to_diffusers(tensors),
+    ),
+    "HunyuanVideo": (
+        "hunyuan_video",
+        "diffusers.HunyuanVideoTransformer3DModel",
+        "",
+        {"num_layers": 2, "num_single_layers": 2, "text_embed_dim": 8, "pooled_projection_dim": 8},
+        lambda tensors, _: converters.convert_hunyuan_video_transformer_to_diffusers(tensors),
+    ),
+    "Krea 2": (
+        "krea2",
+        "diffusers.Krea2Transformer2DModel",
+        "",
+        {"num_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "attention_head_dim": 16}
+        | {"axes_dims_rope": (4, 6, 6), "text_hidden_dim": 16, "text_num_attention_heads": 1, "intermediate_size": 8}
+        | {"text_num_key_value_heads": 1, "text_intermediate_size": 8, "num_text_layers": 2},
+        lambda tensors, _: converters.convert_krea2_transformer_checkpoint_to_diffusers(tensors),
+    ),
     "Wan-Animate-2": (
         "wan",
         "diffusers.WanAnimate2Transformer3DModel",
@@ -177,7 +202,9 @@ def test_a_layout_is_read_as_diffusers_converts_it(case: str) -> None:
     generator = torch.Generator().manual_seed(1)
     # One column of each matrix is enough where diffusers takes the number of rows for granted.
     sizes = (
-        {key: (*shape[:1], *(1 for _ in shape[1:])) for key, shape in shapes.items()} if case == "FLUX.1" else shapes
+        {key: (*shape[:1], *(1 for _ in shape[1:])) for key, shape in shapes.items()}
+        if case in ("FLUX.1", "HunyuanVideo")
+        else shapes
     )
     tensors = {key: torch.randn(size, generator=generator) for key, size in sizes.items()}
     key_map = architecture.key_map("original (stacked)" if "stacked" in case else "original", shapes)

@@ -186,6 +186,48 @@ class Permute:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """One tensor of a single axis becomes rows: several vectors that a file writes as one."""
+
+    rows: int
+
+    @property
+    def inverse(self) -> Unfold:
+        return Unfold(self.rows)
+
+    def shapes(self, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+        (shape,) = shapes
+        if len(shape) != 1 or shape[0] % self.rows:
+            raise UnfitShapeError(f"shape {shape} is not one axis of {self.rows} equal parts")
+        return ((self.rows, shape[0] // self.rows),)
+
+    def tensors(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        (tensor,) = tensors
+        return (tensor.reshape(self.rows, -1),)
+
+
+@dataclass(frozen=True)
+class Unfold:
+    """The rows of one tensor are written one after the other."""
+
+    rows: int
+
+    @property
+    def inverse(self) -> Fold:
+        return Fold(self.rows)
+
+    def shapes(self, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+        (shape,) = shapes
+        if len(shape) != 2 or shape[0] != self.rows:
+            raise UnfitShapeError(f"shape {shape} is not {self.rows} rows")
+        return ((shape[0] * shape[1],),)
+
+    def tensors(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        (tensor,) = tensors
+        return (tensor.reshape(-1),)
+
+
+@dataclass(frozen=True)
 class DropAxes:
     """One tensor loses its last axes, which are all of size one: a convolution of one pixel becomes a linear layer.
 

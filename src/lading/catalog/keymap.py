@@ -13,7 +13,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lading.catalog.change import AddAxes, Change, DropAxes, Fuse, Permute, Same, Shape, Split, SplitHeads, SwapHalves
+from lading.catalog.change import (
+    AddAxes,
+    Change,
+    DropAxes,
+    Fold,
+    Fuse,
+    Permute,
+    Same,
+    Shape,
+    Split,
+    SplitHeads,
+    SwapHalves,
+)
 from lading.catalog.change import UnfitShapeError as UnfitShapeError  # part of what a map raises
 from lading.catalog.shapes import pattern_of
 from lading.errors import CheckpointError
@@ -76,6 +88,11 @@ def squeeze(file: str, model: str, count: int = 2) -> Rule:
 def unsqueeze(file: str, model: str, count: int = 2) -> Rule:
     """A linear layer in the file is a convolution of one pixel in the network."""
     return Rule((file,), (model,), AddAxes(count))
+
+
+def fold(file: str, model: str, rows: int) -> Rule:
+    """Vectors that the file writes as one are the rows of a matrix in the network."""
+    return Rule((file,), (model,), Fold(rows))
 
 
 def swap_halves(file: str, model: str, dim: int = 0) -> Rule:

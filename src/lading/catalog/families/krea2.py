@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.keymap import KeyMap, Rule, fold, rename
 from lading.catalog.shapes import Shapes, quotient
 
 _RAW = {
@@ -63,6 +64,38 @@ def _inputs(config: Config, extent: Extent) -> Inputs:
     }
 
 
+def _block(file: str, model: str) -> list[Rule]:
+    attention = (("wq", "to_q"), ("wk", "to_k"), ("wv", "to_v"), ("wo", "to_out.0"), ("gate", "to_gate"))
+    return [
+        *(rename(f"{file}.attn.{old}.{{leaf}}", f"{model}.attn.{new}.{{leaf}}") for old, new in attention),
+        rename(f"{file}.attn.qknorm.qnorm.scale", f"{model}.attn.norm_q.weight"),
+        rename(f"{file}.attn.qknorm.knorm.scale", f"{model}.attn.norm_k.weight"),
+        rename(f"{file}.prenorm.scale", f"{model}.norm1.weight"),
+        rename(f"{file}.postnorm.scale", f"{model}.norm2.weight"),
+        rename(f"{file}.mlp.{{rest}}", f"{model}.ff.{{rest}}"),
+    ]
+
+
+_ORIGINAL = KeyMap(
+    (
+        rename("first.{leaf}", "img_in.{leaf}"),
+        rename("tmlp.0.{leaf}", "time_embed.linear_1.{leaf}"),
+        rename("tmlp.2.{leaf}", "time_embed.linear_2.{leaf}"),
+        rename("tproj.1.{leaf}", "time_mod_proj.{leaf}"),
+        rename("txtmlp.0.scale", "txt_in.norm.weight"),
+        rename("txtmlp.1.{leaf}", "txt_in.linear_1.{leaf}"),
+        rename("txtmlp.3.{leaf}", "txt_in.linear_2.{leaf}"),
+        *_block("txtfusion.layerwise_blocks.{n}", "text_fusion.layerwise_blocks.{n}"),
+        *_block("txtfusion.refiner_blocks.{n}", "text_fusion.refiner_blocks.{n}"),
+        rename("txtfusion.projector.{leaf}", "text_fusion.projector.{leaf}"),
+        *_block("blocks.{n}", "transformer_blocks.{n}"),
+        fold("blocks.{n}.mod.lin", "transformer_blocks.{n}.scale_shift_table", 6),
+        rename("last.linear.{leaf}", "final_layer.linear.{leaf}"),
+        rename("last.norm.scale", "final_layer.norm.weight"),
+        rename("last.modulation.lin", "final_layer.scale_shift_table"),
+    )
+)
+
 FAMILY = Family(
     "krea2",
     (
@@ -72,6 +105,7 @@ FAMILY = Family(
             _transformer,
             _inputs,
             published={"krea/Krea-2-Raw": _RAW, "krea/Krea-2-Turbo": _RAW},
+            layouts={"original": _ORIGINAL},
             unverified={"axes_dims_rope": (32, 48, 48)},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=LatentNumbers(("batch", "frames", "channels", "height", "width"), 16, 8, patch=2, multiple=16),

@@ -15,6 +15,7 @@ from lading.catalog.architecture import (
     LatentNumbers,
     Repository,
 )
+from lading.catalog.keymap import KeyMap, rename, split, swap_halves
 from lading.catalog.shapes import Shapes, quotient
 
 _HEAD_DIM = 64
@@ -81,6 +82,53 @@ def _inputs(config: Config, extent: Extent) -> Inputs:
     }
 
 
+def _original(shapes: Shapes) -> KeyMap:
+    """Stability's own names; the last block's text only feeds its norm, whose scale and shift stand as in the end."""
+    block, target = "joint_blocks.{n}.", "transformer_blocks.{n}."
+    last = max(shapes.count("joint_blocks"), shapes.count("transformer_blocks")) - 1
+    rules = [
+        rename("pos_embed", "pos_embed.pos_embed"),
+        rename("x_embedder.proj.{leaf}", "pos_embed.proj.{leaf}"),
+        rename("context_embedder.{leaf}", "context_embedder.{leaf}"),
+        *(
+            rename(
+                f"{file}_embedder.mlp.{2 * number - 2}.{{leaf}}", f"time_text_embed.{model}.linear_{number}.{{leaf}}"
+            )
+            for file, model in (("t", "timestep_embedder"), ("y", "text_embedder"))
+            for number in (1, 2)
+        ),
+        swap_halves(
+            f"joint_blocks.{last}.context_block.adaLN_modulation.1.{{leaf}}",
+            f"transformer_blocks.{last}.norm1_context.linear.{{leaf}}",
+        ),
+        rename("final_layer.linear.{leaf}", "proj_out.{leaf}"),
+        swap_halves("final_layer.adaLN_modulation.1.{leaf}", "norm_out.linear.{leaf}"),
+    ]
+    for file, model, parts, norms in (
+        ("x_block.attn", "attn", ("to_q", "to_k", "to_v", "to_out.0"), ("norm_q", "norm_k")),
+        ("x_block.attn2", "attn2", ("to_q", "to_k", "to_v", "to_out.0"), ("norm_q", "norm_k")),
+        (
+            "context_block.attn",
+            "attn",
+            ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+            ("norm_added_q", "norm_added_k"),
+        ),
+    ):
+        rules += [
+            split(f"{block}{file}.qkv.{{leaf}}", *(f"{target}{model}.{part}.{{leaf}}" for part in parts[:3])),
+            rename(f"{block}{file}.proj.{{leaf}}", f"{target}{model}.{parts[3]}.{{leaf}}"),
+            rename(f"{block}{file}.ln_q.{{leaf}}", f"{target}{model}.{norms[0]}.{{leaf}}"),
+            rename(f"{block}{file}.ln_k.{{leaf}}", f"{target}{model}.{norms[1]}.{{leaf}}"),
+        ]
+    for file, norm, feed_forward in (("x_block", "norm1", "ff"), ("context_block", "norm1_context", "ff_context")):
+        rules += [
+            rename(f"{block}{file}.adaLN_modulation.1.{{leaf}}", f"{target}{norm}.linear.{{leaf}}"),
+            rename(f"{block}{file}.mlp.fc1.{{leaf}}", f"{target}{feed_forward}.net.0.proj.{{leaf}}"),
+            rename(f"{block}{file}.mlp.fc2.{{leaf}}", f"{target}{feed_forward}.net.2.{{leaf}}"),
+        ]
+    return KeyMap(tuple(rules))
+
+
 def _repository(name: str) -> Repository:
     large, projected = "stabilityai/stable-diffusion-3.5-large", "transformers.CLIPTextModelWithProjection"
     parts = {
@@ -107,6 +155,7 @@ FAMILY = Family(
                 "stabilityai/stable-diffusion-3.5-large": _LARGE_3_5,
                 "stabilityai/stable-diffusion-3.5-large-turbo": _LARGE_3_5,
             },
+            layouts={"original": _original},
             unverified={"sample_size": 128},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
             latent=LatentNumbers(("batch", "channels", "height", "width"), 16, spatial=8, patch=2, multiple=16),
