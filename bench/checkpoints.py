@@ -36,6 +36,13 @@ def write_flux(folder: Path, layers: int, single_layers: int, shards: int) -> No
     write_model(model, folder, torch.bfloat16, shards)
 
 
+def write_qwen_image(folder: Path) -> None:
+    """Write Qwen-Image's denoiser in bfloat16, 20 billion parameters in 9 shards."""
+    from diffusers import QwenImageTransformer2DModel
+
+    write_model(_on_meta(QwenImageTransformer2DModel), folder, torch.bfloat16, shards=9)
+
+
 def write_t5(folder: Path) -> None:
     """Write the encoder of T5 v1.1 XL in bfloat16, 1.2 billion parameters."""
     from transformers import T5Config, T5EncoderModel

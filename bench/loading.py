@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,15 +12,15 @@ from pathlib import Path
 import torch
 
 from bench.checkpoints import write_flux, write_t5, write_unet
-from bench.disk import bring_into_cache, drop_from_cache, throttled
+from bench.disk import bring_into_cache, drop_from_cache
+from bench.groups import DISKS, each_disk
 from bench.loaders import RAW, SAFETENSORS, WAYS
 from bench.peers import peers_python, peers_versions
 from bench.runs import BUILD, Series, interleave, machine, print_failures, rounds_parser
 from lading.host import available_memory
 
-THROTTLE = 800_000_000
-COLD = {"throttled": f"cold, disk held to {THROTTLE / 1e6:.0f} MB/s", "bare": "cold, bare disk"}
 WARM = "warm"
+PEERS = ("fastsafetensors", "runai-model-streamer")
 _DENOISER = tuple(way for way in WAYS if way != "transformers from_pretrained")
 _TEXT_ENCODER = (RAW, SAFETENSORS, "lading.load_state_dict", "transformers from_pretrained", "lading.load_model")
 _CAST = (SAFETENSORS, "lading.load_state_dict", "diffusers from_pretrained", "lading.load_model")
@@ -85,44 +84,37 @@ def main(arguments: Sequence[str]) -> None:
         default=[name for name in COMPARISONS if name != "flux24"],
         help="what to load; flux24 writes 24 GB (default: all but that one)",
     )
-    parser.add_argument("--disk", nargs="+", choices=COLD, default=list(COLD), help="for cold loads (default: both)")
+    parser.add_argument("--disk", nargs="+", choices=DISKS, default=list(DISKS), help="for cold loads (default: both)")
     options = parser.parse_args(arguments)
     BUILD.mkdir(exist_ok=True)
-    peers = peers_python()
+    peers = peers_python(*PEERS)
     for name in options.checkpoints:
         with tempfile.TemporaryDirectory(dir=BUILD) as folder:
             COMPARISONS[name].write(Path(folder))
             compare(COMPARISONS[name], Path(folder), peers, options.rounds, options.disk)
 
 
-def compare(comparison: Comparison, folder: Path, peers: str | None, rounds: int, disks: Sequence[str]) -> None:
+def compare(comparison: Comparison, folder: Path, peers: str, rounds: int, disks: Sequence[str]) -> None:
     """Measure the loads of one checkpoint under each condition, and print the table.
 
     Args:
         folder: holds the checkpoint.
-        peers: the interpreter that has the peers, if they could be installed.
-        disks: names in `COLD`.
+        peers: the interpreter of the peers' environment.
+        disks: names in `DISKS`.
     """
     files = sorted(folder.glob("*.safetensors"))
     nbytes = sum(file.stat().st_size for file in files)
     print(f"\n{comparison.title}, {nbytes / 1e9:.2f} GB; median of {rounds}; {machine()}\n", flush=True)
     programs = _programs(comparison, folder, nbytes, peers)
     results: dict[str, dict[str, Series]] = {}
-    for disk in disks:
-        with ExitStack() as stack:
-            if disk == "throttled":
-                try:
-                    stack.enter_context(throttled(folder, THROTTLE))
-                except OSError as error:
-                    print(f"The disk cannot be throttled here: {error}\n")
-                    continue
-            results[COLD[disk]] = interleave(programs, rounds, lambda: drop_from_cache(files))
+    for disk in each_disk(disks, folder):
+        results[f"cold, {disk}"] = interleave(programs, rounds, lambda: drop_from_cache(files))
     if 2 * nbytes <= available_memory():
         without_disk = {label: command for label, command in programs.items() if label != RAW}
         results[WARM] = interleave(without_disk, rounds, lambda: bring_into_cache(files))
     print_table(results, list(programs), nbytes)
-    if peers is not None and any(command[0] == peers for command in programs.values()):
-        print(f"\n{peers_versions(peers)}")
+    if any(command[0] == peers for command in programs.values()):
+        print(f"\n{peers_versions(peers, *PEERS)}")
 
 
 def print_table(results: Mapping[str, Mapping[str, Series]], labels: Sequence[str], nbytes: int) -> None:
@@ -159,7 +151,7 @@ def _peak(results: Iterable[Mapping[str, Series]], label: str) -> str:
     return f"{max(shares):.2f}" if shares else "-"
 
 
-def _programs(comparison: Comparison, folder: Path, nbytes: int, peers: str | None) -> dict[str, list[str]]:
+def _programs(comparison: Comparison, folder: Path, nbytes: int, peers: str) -> dict[str, list[str]]:
     """The command of each load that is possible here."""
     roomy = nbytes <= available_memory()
     programs = {}
@@ -168,8 +160,6 @@ def _programs(comparison: Comparison, folder: Path, nbytes: int, peers: str | No
         interpreter = peers if way.peer else sys.executable
         if way.copies and not roomy:
             print(f"{label}: left out, as a copy does not fit into the free memory\n")
-        elif interpreter is None:
-            print(f"{label}: left out, as it could not be installed\n")
         else:
             programs[label] = [interpreter, "-m", "bench.loaders", name, str(folder), dtype]
     return programs

@@ -8,6 +8,8 @@ import json
 import os
 import pty
 import subprocess
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +67,26 @@ def layouts() -> dict[str, Any]:
     path = Path(__file__).parent / "data" / "layouts.json.gz"
     content: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
     return content
+
+
+@pytest.fixture
+def control_groups() -> Iterator[Callable[[int | None], Path]]:
+    """Makes memory control groups of this test's own, of either version: each with a limit in bytes, or None."""
+    memory = Path("/sys/fs/cgroup/memory")
+    version_1 = (memory / "memory.limit_in_bytes").exists()
+    made: list[Path] = []
+
+    def make(limit: int | None) -> Path:
+        group = (memory if version_1 else Path("/sys/fs/cgroup")) / f"lading-{uuid.uuid4().hex}"
+        try:
+            group.mkdir()
+            made.append(group)
+            if limit is not None:
+                (group / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(limit))
+        except OSError:
+            pytest.skip("control groups cannot be made here")
+        return group
+
+    yield make
+    for group in made:
+        group.rmdir()

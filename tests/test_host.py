@@ -5,15 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from lading.host import available_memory, file_system_of
-
-MEMORY = Path("/sys/fs/cgroup/memory")
 
 
 def test_free_memory_is_no_more_than_the_machine_has() -> None:
@@ -27,29 +22,15 @@ def test_file_systems_are_told_apart(tmp_path: Path) -> None:
     assert file_system_of(os.makedev(4095, 1)) == "local"
 
 
-@pytest.fixture
-def group() -> Iterator[Path]:
-    """A memory control group of this test's own, of either version."""
-    version_1 = (MEMORY / "memory.limit_in_bytes").exists()
-    group = (MEMORY if version_1 else Path("/sys/fs/cgroup")) / f"lading-{uuid.uuid4().hex}"
-    try:
-        group.mkdir()
-        (group / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(200 << 20))
-    except OSError:
-        if group.is_dir():
-            group.rmdir()
-        pytest.skip("control groups cannot be made here")
-    yield group
-    group.rmdir()
-
-
-def test_a_control_groups_limit_counts(group: Path) -> None:
+def test_a_control_groups_limit_counts(control_groups: Callable[[int | None], Path]) -> None:
     program = (
         "import os, sys, pathlib; pathlib.Path(sys.argv[1], 'cgroup.procs').write_text(str(os.getpid()));"
         "from lading.host import available_memory; before = available_memory(); taken = b'x' * (64 << 20);"
         "print(before, before - available_memory())"
     )
-    run = subprocess.run([sys.executable, "-c", program, group], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program, control_groups(200 << 20)], capture_output=True, text=True, check=True
+    )
     before, taken = map(int, run.stdout.split())
     assert before <= 200 << 20
     assert 60 << 20 < taken < 80 << 20

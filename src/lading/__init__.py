@@ -30,7 +30,16 @@ if TYPE_CHECKING:
         load_pipeline,
         skip_model_initialization,
     )
-    from lading.memory import Manager, manager_of
+    from lading.memory import (
+        AutoWrappedLinear,
+        AutoWrappedModule,
+        AutoWrappedNonRecurseModule,
+        Manager,
+        PipelineManager,
+        enable_vram_management,
+        manage,
+        manager_of,
+    )
 
 _HOMES = {
     "lading.catalog": ("identify", "register_architecture"),
@@ -53,12 +62,24 @@ _HOMES = {
         "load_pipeline",
         "skip_model_initialization",
     ),
-    "lading.memory": ("Manager", "manager_of"),
+    "lading.memory": (
+        "AutoWrappedLinear",
+        "AutoWrappedModule",
+        "AutoWrappedNonRecurseModule",
+        "Manager",
+        "PipelineManager",
+        "enable_vram_management",
+        "manage",
+        "manager_of",
+    ),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 __version__ = "0.1.0"
 __all__ = [
+    "AutoWrappedLinear",
+    "AutoWrappedModule",
+    "AutoWrappedNonRecurseModule",
     "CheckpointError",
     "Components",
     "ComponentError",
@@ -67,11 +88,13 @@ __all__ = [
     "IdentificationError",
     "LadingError",
     "Manager",
+    "PipelineManager",
     "MemoryLimitError",
     "ModelConfig",
     "ShapeError",
     "__version__",
     "convert_checkpoint",
+    "enable_vram_management",
     "hash_model_file",
     "identify",
     "load_component",
@@ -79,6 +102,7 @@ __all__ = [
     "load_model",
     "load_pipeline",
     "load_state_dict",
+    "manage",
     "manager_of",
     "open_checkpoint",
     "register_architecture",

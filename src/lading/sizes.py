@@ -6,6 +6,7 @@ Sizes are strings ("8GB" = 8e9, "8GiB" = 8 * 2**30) or integers in bytes. Dtypes
 from __future__ import annotations
 
 import re
+from math import prod
 
 from lading.errors import LadingError
 
@@ -51,7 +52,7 @@ DTYPE_ALIASES: dict[str, str] = {
     "short": "int16",
 }
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]i?)?b?\s*", re.IGNORECASE)
+_SIZE = r"(?i)\s*(\d+(?:\.\d+)?)\s*([kmgtp]i?)?b?\s*"
 _PREFIXES = ("k", "m", "g", "t", "p")
 
 
@@ -66,7 +67,7 @@ def parse_size(size: int | str) -> int:
     """
     if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
         return size
-    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    match = re.fullmatch(_SIZE, size) if isinstance(size, str) else None
     if match is None:
         raise LadingError(f'{size!r} is not a size: write bytes as a whole number, or a text like "8GB" or "7.5GiB"')
     number, prefix = match.groups()
@@ -116,7 +117,4 @@ def tensor_nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     >>> tensor_nbytes("float16", (2, 3))
     12
     """
-    bits = DTYPE_BITS[dtype]
-    for size in shape:
-        bits *= size
-    return (bits + 7) // 8
+    return (DTYPE_BITS[dtype] * prod(shape) + 7) // 8

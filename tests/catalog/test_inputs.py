@@ -44,7 +44,7 @@ def test_a_network_runs_with_its_example_inputs(name: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a library's forward thinks of its own arguments
             traced = trace(network, kwargs=tensors(inputs))
-        assert traced.flops > 0
+        assert traced.calls
         assert traced.activation_bytes > 0
         named = dict(network.named_parameters(remove_duplicate=False))
         assert {call.leaf for call in traced.calls} <= {path.rpartition(".")[0] for path in named}

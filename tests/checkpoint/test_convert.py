@@ -25,7 +25,7 @@ from lading import CheckpointError, convert_checkpoint, hash_model_file, load_mo
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.convert import _Writer
 from lading.cli import main
-from tests.checkpoint.test_reader import MB, bits
+from tests.checkpoint.tensor_files import MB, bits
 from tests.conftest import write_sparse
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint8]
@@ -77,6 +77,17 @@ def test_tensors_of_any_stride_and_tied_ones_are_written_dense(tmp_path: Path) -
     convert_checkpoint(tmp_path / "model.pt", tmp_path / "out.safetensors", "float16")
     loaded = load_file(tmp_path / "out.safetensors")
     assert all(torch.equal(loaded[name], tensor.half()) for name, tensor in tensors.items())
+
+
+def test_an_open_checkpoint_is_not_opened_again(source: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(source)
+    source.rename(tmp_path / "other.safetensors")
+    source.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="changed after its header was read"):
+        convert_checkpoint(checkpoint, tmp_path / "out.safetensors")
+    (tmp_path / "other.safetensors").replace(source)
+    convert_checkpoint(checkpoint, tmp_path / "out.safetensors")
+    assert load_file(tmp_path / "out.safetensors").keys() == checkpoint.keys()
 
 
 def test_metadata_stays_and_a_format_is_stated(source: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import mmap
 import os
 import signal
@@ -14,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,11 +26,10 @@ from lading.checkpoint.arena import BLOCK, Arena
 from lading.checkpoint.mapping import resident_share
 from lading.checkpoint.reading import PIECE_BYTES, Extent, OpenFile, Reading
 from lading.checkpoint.ways import Facts, choose_way
+from tests.checkpoint.tensor_files import CODES, MB, SHAPES, bits, drop_from_cache, write
 from tests.conftest import header_bytes, write_sparse
 
 WAYS = ["mapped", "direct", "buffered"]
-MB = 1 << 20
-CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.uint8: "U8"}
 
 
 @pytest.fixture(params=WAYS)
@@ -55,39 +52,6 @@ def open_files() -> Iterator[None]:
     before = len(list(Path("/proc/self/fd").iterdir()))
     yield
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def write(file: Path, tensors: dict[str, torch.Tensor], padding: int = 0) -> Path:
-    """Write a safetensors file whose data starts at any offset."""
-    entries: dict[str, Any] = {}
-    data = b""
-    for name, tensor in tensors.items():
-        payload = bits(tensor)
-        offsets = [len(data), len(data) + len(payload)]
-        entries[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-        data += payload
-    header = json.dumps(entries).encode() + b" " * padding
-    file.write_bytes(len(header).to_bytes(8, "little") + header + data)
-    return file
-
-
-def drop_from_cache(file: Path) -> None:
-    """Ask the kernel to forget a file's pages until it has; pages that it is about to sort stay at the first time."""
-    descriptor = os.open(file, os.O_RDONLY)
-    os.fsync(descriptor)
-    for _ in range(100):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        if resident_share(descriptor, file.stat().st_size) < 0.05:
-            break
-        time.sleep(0.05)
-    os.close(descriptor)
-
-
-SHAPES = st.lists(st.integers(0, 40), max_size=3)
 
 
 @given(
@@ -225,6 +189,60 @@ def test_a_file_that_somebody_writes_to_is_not_mapped(big: Path) -> None:
     assert int(tensor.sum()) >= 0
 
 
+def test_a_file_without_a_lease_is_read_even_if_mapping_is_forced(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LADING_READ", "mapped")
+    expected = {name: tensor.clone() for name, tensor in load_file(big).items()}
+    with big.open("r+b"):
+        loaded = load_state_dict(big)
+    os.truncate(big, 10)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+def test_only_a_file_that_fits_in_no_memory_is_mapped_without_a_lease_and_a_warning_says_so(
+    big: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load_file(big)["b"].clone()
+    inventory = open_checkpoint(big).inventories[0]
+    monkeypatch.setattr("lading.host.available_memory", lambda: 2 * big.stat().st_size)
+    with big.open("r+b"):
+        alone = FileReader(inventory)
+        alone.tensor(inventory.tensors["b"])
+        assert alone.choice.way == "buffered"
+        assert not caplog.records
+        shard = FileReader(inventory, together=3 * big.stat().st_size)
+        assert torch.equal(shard.tensor(inventory.tensors["b"]), expected)
+    assert shard.choice.way == "mapped"
+    assert "without a lease" in caplog.text
+
+
+SAVE_OVER = """
+import sys, torch, lading, safetensors.torch
+how, file = sys.argv[1:]
+tensors = {name: torch.randn(4 << 20) for name in "abc"}
+save = {
+    "zip": torch.save,
+    "legacy": lambda *args: torch.save(*args, _use_new_zipfile_serialization=False),
+    "safetensors": safetensors.torch.save_file,
+}[how]
+safetensors.torch.save_file(tensors, file)
+loaded = lading.load_state_dict(file)
+assert file in open("/proc/self/maps").read(), "not mapped"
+save(loaded, file)
+again = lading.load_state_dict(file)
+print(all(torch.equal(loaded[name], tensor) and torch.equal(again[name], tensor) for name, tensor in tensors.items()))
+"""
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "safetensors"])
+def test_a_file_is_saved_over_by_torch_and_safetensors_while_its_tensors_are_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("LADING_READ", "mapped")
+    command = [sys.executable, "-c", SAVE_OVER, how, str(tmp_path / "model.pt")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=40)  # a lease is broken after 45
+    assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "True", "")
+
+
 def test_a_mapping_and_its_lease_end_with_the_last_tensor(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LADING_READ", "mapped")
     loaded = load_state_dict(big)
@@ -324,8 +342,8 @@ def test_ctrl_c_ends_a_load_at_once_and_leaves_no_read_behind(tmp_path: Path) ->
             os.kill(os.getpid(), signal.SIGINT)
 
     loading = FileReader(checkpoint.inventories[0]).start(checkpoint, None, interrupt)
+    threading.Timer(0.1, waiting.set).start()  # so that the signal finds this thread waiting
     with pytest.raises(KeyboardInterrupt):
-        waiting.set()
         loading.wait()
     count = len(arrived)
     time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from lading import CheckpointError, DiskMap, LadingError, load_state_dict, open_checkpoint
 from lading.checkpoint import FileReader
+from lading.checkpoint.arena import block_ceiling
+from lading.checkpoint.pinning import pin_tensors
+from lading.devices.fake import FakeDevice
+from tests.checkpoint.tensor_files import bits
 from tests.conftest import header_bytes
 
 TENSORS = {
@@ -31,10 +36,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path)
     return path
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("way", ["mapped", "direct", "buffered"])
@@ -120,6 +121,26 @@ def test_pinned_memory_without_an_accelerator_is_a_clear_error(file: Path) -> No
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 def test_pinned_memory_is_pinned(file: Path) -> None:
     assert all(tensor.is_pinned() for tensor in load_state_dict(file, pin_memory=True).values() if tensor.numel())
+
+
+def test_pinned_tensors_share_one_block_of_their_size_until_the_last_is_gone(file: Path) -> None:
+    device = FakeDevice()
+    tensors = load_state_dict(file) | {"turned": torch.arange(6.0).view(2, 3).T}
+    expected = {name: tensor.clone() for name, tensor in tensors.items()}
+    pinned = pin_tensors(tensors, device)
+    assert device.pinned == block_ceiling(sum(-(-tensor.nbytes // 64) * 64 for tensor in expected.values()))
+    for name, tensor in expected.items():
+        assert (pinned[name].dtype, pinned[name].shape) == (tensor.dtype, tensor.shape)
+        assert bits(pinned[name]) == bits(tensor)
+        device.copy(pinned[name].view(-1), device.empty(tensor.nbytes).view(tensor.dtype))
+    device.event().wait()
+    last = pinned["weight"][0]
+    del pinned
+    gc.collect()
+    assert device.pinned > 0
+    del last
+    gc.collect()
+    assert device.pinned == 0
 
 
 @pytest.mark.parametrize("dtype", ["float17", "", "torch.nonsense"])

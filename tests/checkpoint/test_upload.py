@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from transformers import T5Config, T5EncoderModel
 
 from lading import CheckpointError, load_model, load_state_dict, open_checkpoint
 from lading.checkpoint import FileReader
@@ -20,7 +21,8 @@ from lading.checkpoint.dtypes import as_stored
 from lading.checkpoint.reading import PIECE_BYTES
 from lading.checkpoint.upload import GROUP_BYTES, SLOTS, Upload
 from lading.devices.fake import FakeDevice
-from tests.checkpoint.test_reader import CODES, MB, SHAPES, bits, write
+from tests.checkpoint.tensor_files import CODES, MB, SHAPES, bits, write
+from tests.conftest import write_sparse
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -129,4 +131,18 @@ def test_a_model_on_a_cuda_device_takes_its_own_bytes_there(tmp_path: Path) -> N
     config = {"in_features": 8192, "out_features": 8192}
     model = load_model(torch.nn.Linear, tmp_path / "model.safetensors", config, torch.float32, "cuda")
     nbytes = sum(parameter.nbytes for parameter in model.parameters())
+    assert torch.cuda.max_memory_allocated() - before < nbytes + 256e6
+
+
+@cuda
+def test_a_transformers_model_on_a_cuda_device_takes_its_own_bytes_there(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=64, d_model=2048, d_ff=8192, num_layers=4, num_heads=32)
+    with torch.device("meta"):
+        shapes = {name: list(tensor.shape) for name, tensor in T5EncoderModel(config).named_parameters()}
+    file = write_sparse(tmp_path / "model.safetensors", shapes)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    model = load_model(T5EncoderModel, file, config, torch.bfloat16, "cuda")
+    nbytes = sum(parameter.nbytes for parameter in model.parameters())
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cuda"}
     assert torch.cuda.max_memory_allocated() - before < nbytes + 256e6

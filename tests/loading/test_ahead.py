@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel  # noqa: F401
 
 from lading.checkpoint.mapping import resident_share
 from lading.loading.ahead import read_ahead
-from tests.checkpoint.test_reader import drop_from_cache
+from tests.checkpoint.tensor_files import drop_from_cache
 from tests.conftest import write_sparse
 
 AHEAD = """

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from lading import CheckpointError, ComponentError, LadingError, load_model, load_state_dict, shipped_model
+from lading.devices.fake import FakeDevice
 from tests.loading.test_initialization import WAN, Net
 
 
@@ -150,6 +151,27 @@ def test_transformers_classes_load_as_from_pretrained_loads_them(tmp_path: Path,
     for dtype in (torch.float32, torch.float16):
         ours = load_model(model_class, tmp_path, torch_dtype=dtype)
         assert same_tensors(ours, model_class.from_pretrained(tmp_path, dtype=dtype))
+
+
+@pytest.mark.parametrize("model_class", [CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16])
+def test_transformers_classes_reach_a_device_through_the_pinned_ring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_class: Any, stored: torch.dtype, dtype: torch.dtype | None
+) -> None:
+    torch.manual_seed(0)
+    model_class(T5 if model_class is T5EncoderModel else CLIP).to(stored).save_pretrained(tmp_path)
+    ours = load_model(model_class, tmp_path, torch_dtype=dtype)
+    fake = FakeDevice()
+    monkeypatch.setattr("lading.devices.find_device", lambda _: fake)
+    uploaded = load_model(model_class, tmp_path, torch_dtype=dtype)
+    assert same_tensors(uploaded, ours)
+    origin = {"_name_or_path": ""}  # from_pretrained writes "None" where there is no name
+    assert uploaded.config.to_dict() == ours.config.to_dict() | origin
+    assert not uploaded.training
+    assert fake.copies > 0
+    assert fake.used >= sum(parameter.nbytes for parameter in uploaded.parameters())
+    assert fake.pinned == 0
 
 
 def test_key_prefixes_of_older_hub_checkpoints_are_understood(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """A program that computes a network under limits, inside a memory control group that makes each of them real.
 
-`python -m tests.memory.contained NAME FILE STEPS GROUP` builds the network of that name, whose weights are in FILE,
-and enters GROUP. For so many limits, from the smallest that works to one under which everything stays, it lets the
-group grow by what the limit allows, and calls the network twice. It prints what it found, a line of JSON a limit.
+`python -m tests.memory.contained NAME FILE GROUP [LIMIT]...` builds the network of that name, whose weights are in
+FILE, and enters GROUP. For each limit, by default some from the smallest that works to one under which everything
+stays, it lets the group grow by what the limit allows, and calls the network twice. It prints what it found, a line of
+JSON a limit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+STEPS = 5
 SLACK_SHARE = 0.05
 SLACK_BYTES = 64 << 20
 
@@ -46,10 +48,21 @@ def _unet() -> Any:
     return UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
 
 
-def _flux() -> Any:
+def _flux(double: int, single: int) -> Any:
     from diffusers import FluxTransformer2DModel
 
-    return FluxTransformer2DModel(num_layers=2, num_single_layers=4, guidance_embeds=False)
+    return FluxTransformer2DModel(num_layers=double, num_single_layers=single, guidance_embeds=False)
+
+
+def _flux_inputs() -> dict[str, Any]:
+    return {
+        "hidden_states": _empty(1, 64, 64),
+        "encoder_hidden_states": _empty(1, 16, 4096),
+        "pooled_projections": _empty(1, 768),
+        "timestep": _empty(1),
+        "img_ids": torch.zeros(64, 3),
+        "txt_ids": torch.zeros(16, 3),
+    }
 
 
 def _qwen_image() -> Any:
@@ -99,17 +112,8 @@ CASES: dict[str, Case] = {
             "encoder_hidden_states": _empty(1, 77, 768),
         },
     ),
-    "FLUX": Case(
-        _flux,
-        lambda: {
-            "hidden_states": _empty(1, 64, 64),
-            "encoder_hidden_states": _empty(1, 16, 4096),
-            "pooled_projections": _empty(1, 768),
-            "timestep": _empty(1),
-            "img_ids": torch.zeros(64, 3),
-            "txt_ids": torch.zeros(16, 3),
-        },
-    ),
+    "FLUX": Case(lambda: _flux(2, 4), _flux_inputs),
+    "FLUX of 5 GB": Case(lambda: _flux(4, 8), _flux_inputs),
     "Qwen-Image": Case(
         _qwen_image,
         lambda: {
@@ -141,10 +145,10 @@ def main() -> None:
     from lading.loading import skip_model_initialization
     from lading.loading.network import construction
     from lading.memory.image import Weight
-    from lading.memory.manage import Manager
+    from lading.memory.management import Limits, Manager
     from lading.memory.trace import trace
 
-    name, file, steps, group = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+    name, file, group, limits = sys.argv[1], sys.argv[2], Path(sys.argv[3]), [int(limit) for limit in sys.argv[4:]]
     torch.set_num_threads(2)
     case, checkpoint = CASES[name], open_checkpoint(file)
     with construction(torch.bfloat16), skip_model_initialization():
@@ -160,14 +164,13 @@ def main() -> None:
     (group / "cgroup.procs").write_text(str(os.getpid()))  # what was taken before stays with the parent
 
     def manage(limit: int) -> Manager:
-        return Manager(model, weights, checkpoint.inventories, limit, {case.entry: ((), inputs)})
+        return Manager(model, weights, checkpoint.inventories, Limits(limit), {case.entry: ((), inputs)})
 
     try:
         manage(1000)
     except MemoryLimitError as error:
-        minimum = error.minimum
-    for step in range(steps):
-        limit = minimum + checkpoint.nbytes * step // (steps - 1)
+        limits = limits or [error.minimum + checkpoint.nbytes * step // (STEPS - 1) for step in range(STEPS)]
+    for limit in limits:
         _allow(group, limit + max(SLACK_BYTES, int(SLACK_SHARE * limit)))
         manager = manage(limit)
         Path("/proc/self/clear_refs").write_text("5")

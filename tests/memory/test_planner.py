@@ -7,12 +7,21 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lading.memory.planner import MAX_SLOTS, Placement, Work, minimum_bytes, next_in_slot, place, simulate
+from lading.memory.planner import (
+    MAX_SLOTS,
+    Placement,
+    Work,
+    minimum_bytes,
+    minimum_host_bytes,
+    next_in_slot,
+    place,
+    simulate,
+)
 from lading.memory.units import Leaf, Unit, make_units, visits
 
 
 @st.composite
-def works(draw: st.DrawFn, most: int = 24) -> Work:
+def works(draw: st.DrawFn, most: int = 24, device: bool = False) -> Work:
     count = draw(st.integers(1, most))
     nbytes = tuple(draw(st.lists(st.integers(1, 100), min_size=count, max_size=count)))
     order = tuple(range(count))
@@ -20,7 +29,9 @@ def works(draw: st.DrawFn, most: int = 24) -> Work:
         order = (*order, *draw(st.lists(st.integers(0, count - 1), max_size=4)))
     order = tuple(unit for place, unit in enumerate(order) if place == 0 or order[place - 1] != unit)
     seconds = tuple(draw(st.lists(st.floats(0.01, 10), min_size=len(order), max_size=len(order))))
-    return Work(nbytes, seconds, order, draw(st.floats(1, 100)))
+    return Work(
+        nbytes, seconds, order, draw(st.floats(1, 100)), draw(st.floats(10, 500)) if device else None, max(nbytes)
+    )
 
 
 def prefix(work: Work, memory: int) -> Placement | None:
@@ -58,6 +69,26 @@ def test_more_memory_is_never_slower(work: Work, memories: tuple[int, int]) -> N
     if less is not None:
         assert more is not None
         assert more.seconds <= less.seconds
+
+
+@given(work=works(device=True), memory=st.integers(0, 2000), host_memory=st.integers(0, 2000))
+def test_on_a_device_both_limits_are_kept(work: Work, memory: int, host_memory: int) -> None:
+    placement = place(work, memory, host_memory)
+    if placement is None:
+        assert memory < minimum_bytes(work) or host_memory < minimum_host_bytes(work)
+        return
+    assert placement.nbytes <= memory
+    assert placement.host_nbytes <= host_memory
+    assert placement.hosted <= set(placement.slot_of)
+    assert placement.host_nbytes == minimum_host_bytes(work) + sum(work.nbytes[unit] for unit in placement.hosted)
+
+
+@given(work=works(device=True), memory=st.integers(0, 2000), host_memories=st.tuples(*[st.integers(0, 2000)] * 2))
+def test_more_host_memory_is_never_slower(work: Work, memory: int, host_memories: tuple[int, int]) -> None:
+    less, more = (place(work, memory, host_memory) for host_memory in sorted(host_memories))
+    if less is not None:
+        assert more is not None
+        assert more.seconds <= less.seconds + 1e-9
 
 
 @given(work=works(), memory=st.integers(0, 2000))

@@ -20,7 +20,8 @@ from lading import CheckpointError, LadingError, MemoryLimitError, load_model, l
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.reading import Reading
 from lading.memory.image import Weight
-from lading.memory.manage import Manager
+from lading.memory.management import Limits, Manager
+from tests.memory.odd import Odd
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -112,47 +113,6 @@ def test_the_limit_can_be_moved_between_calls() -> None:
         assert manager_of(model).plan.placement.streamed_bytes == 0 < tight
         manager_of(model).set_limit("9MB")
         assert torch.equal(run_unet(model), first)
-
-
-class Odd(torch.nn.Module):
-    """Everything that is hard: a tie, a fixed parameter, a module called twice, one never called, one skipped."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.empty(64))
-        self.table = torch.nn.Embedding(50, 64)
-        self.blocks = torch.nn.ModuleList(torch.nn.Linear(64, 64) for _ in range(8))
-        self.twice = torch.nn.Linear(64, 64)
-        self.never = torch.nn.Linear(64, 64)
-        self.borrowed = torch.nn.Linear(64, 64)
-        self.head = torch.nn.Linear(64, 50, bias=False)
-        self.head.weight = self.table.weight
-        self.register_buffer("kept", torch.empty(64))
-        self.register_buffer("computed", torch.arange(64.0), persistent=False)
-        self.skip = False
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        state = self.table(tokens) * self.scale + self.kept + self.computed
-        for number, block in enumerate(self.blocks):
-            if not (self.skip and number == 3):
-                state = torch.tanh(block(state))
-            if number in (2, 6):
-                state = self.twice(state)
-        state = torch.nn.functional.linear(state, self.borrowed.weight)
-        output: torch.Tensor = self.head(state)
-        return output
-
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.head(self.table(tokens))
-        return output
-
-
-@pytest.fixture
-def odd(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    tensors = {name: torch.randn_like(tensor) for name, tensor in Odd().state_dict().items() if name != "head.weight"}
-    save_file(tensors, tmp_path / "odd.safetensors")
-    return tmp_path / "odd.safetensors"
 
 
 def test_odd_modules_are_right(odd: Path) -> None:
@@ -385,8 +345,8 @@ def test_a_manager_takes_examples_and_refuses_before_anything_is_read(odd: Path)
         module = Odd()
     weights = {name: Weight(checkpoint[name], torch.float32) for name, _ in module.named_parameters()}
     with pytest.raises(MemoryLimitError):
-        Manager(module, weights, checkpoint.inventories, 10_000, {"forward": ((torch.arange(10),), {})})
-    manager = Manager(module, weights, checkpoint.inventories, "150kB", {"forward": ((torch.arange(10),), {})})
+        Manager(module, weights, checkpoint.inventories, Limits(10_000), {"forward": ((torch.arange(10),), {})})
+    manager = Manager(module, weights, checkpoint.inventories, Limits(150_000), {"forward": ((torch.arange(10),), {})})
     assert "streamed" in str(manager.plan)
     assert manager.plan.activation_bytes > 0
 
@@ -423,3 +383,122 @@ def test_a_component_out_of_its_phase_holds_no_memory() -> None:
     pipeline.set_progress_bar_config(disable=True)
     pipeline("a red star on a white background", num_inference_steps=2, callback_on_step_end=look)
     assert active == [["unet"], ["unet"]]
+
+
+class Remembering(torch.nn.Module):
+    """A module that computes something once and keeps it, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(4))
+        self.kept: dict[int, torch.Tensor] = {}
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        waves = self.kept.setdefault(len(state), torch.outer(torch.arange(float(len(state))), torch.ones(32)).cos())
+        for block in self.blocks:
+            state = block(state) * waves
+        return state
+
+
+def test_a_module_that_keeps_what_it_computed_keeps_nothing_of_the_trace(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(Remembering().state_dict(), tmp_path / "model.safetensors")
+    resident = load_model(Remembering, tmp_path / "model.safetensors", torch_dtype=None)
+    streamed = load_model(Remembering, tmp_path / "model.safetensors", torch_dtype=None, memory_limit="40kB")
+    with torch.no_grad():
+        for rows in (5, 5, 7):
+            assert torch.equal(streamed(noise(rows, 32)), resident(noise(rows, 32)))
+    assert manager_of(streamed).plan.activation_bytes > 0
+
+
+def test_what_would_be_lost_is_refused(odd: Path) -> None:
+    streamed = load_model(Odd, odd, torch_dtype=None, memory_limit="120kB")
+    resident = load_model(Odd, odd, torch_dtype=None)
+    with torch.no_grad():
+        expected = resident(torch.arange(10))
+        assert torch.equal(streamed(torch.arange(10)), expected)
+        with pytest.raises(LadingError, match="cannot be loaded: it is streamed"):
+            streamed.load_state_dict(resident.state_dict())
+        own = streamed.blocks[1].weight
+        streamed.blocks[1].weight = torch.nn.Parameter(torch.zeros(64, 64), requires_grad=False)
+        with pytest.raises(LadingError, match=r"blocks\.1\.weight .* another tensor in its place"):
+            streamed(torch.arange(10))
+        streamed.blocks[1].weight = own
+        assert torch.equal(streamed(torch.arange(10)), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+def test_merged_adapters_are_refused_and_leave_no_trace() -> None:
+    folder = shipped_model() / "unet"
+    resident = load_model(UNet2DConditionModel, folder, torch_dtype="float32")
+    streamed = load_model(UNet2DConditionModel, folder, torch_dtype="float32", memory_limit="9MB")
+    with torch.no_grad():
+        for model in (resident, streamed):
+            add_adapter(model, "one", 1)
+        assert torch.equal(run_unet(streamed), run_unet(resident))
+        streamed.fuse_lora()
+        with pytest.raises(LadingError, match=r"adapters are merged.*unfuse_lora"):
+            run_unet(streamed)
+        streamed.unfuse_lora()
+        assert torch.equal(run_unet(streamed), run_unet(resident))
+
+
+def test_the_next_component_begins_to_come_where_memory_is_left() -> None:
+    pipeline = load_pipeline("shapes", memory_limit="40MB")
+    read: list[int] = []
+
+    def look(pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        read.append(manager_of(pipe.vae).stats().read_bytes)
+        return tensors
+
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline("a red star on a white background", num_inference_steps=2, callback_on_step_end=look)
+    assert read[0] > 0
+    assert not manager_of(pipeline.unet).active
+
+
+def test_an_interruption_while_weights_come_leaves_the_next_call_right(
+    odd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed, resident = (
+        load_model(Odd, odd, torch_dtype=None, memory_limit="120kB"),
+        load_model(Odd, odd, torch_dtype=None),
+    )
+    wait, waits = Reading.wait, 0
+
+    def interrupted(self: Reading) -> None:
+        nonlocal waits
+        waits += 1
+        if waits % 5 == 0:
+            self.cancel()
+            raise KeyboardInterrupt
+        wait(self)
+
+    interruptions = 0
+    with torch.no_grad():
+        expected = resident(torch.arange(10))
+        monkeypatch.setattr(Reading, "wait", interrupted)
+        for _ in range(12):
+            try:
+                assert torch.equal(streamed(torch.arange(10)), expected)
+            except KeyboardInterrupt:
+                interruptions += 1
+    assert interruptions > 2
+
+
+def test_a_pipeline_as_large_as_sd15_draws_the_same_picture_in_a_quarter_of_its_size(tmp_path: Path) -> None:
+    from bench.checkpoints import write_pipeline
+
+    write_pipeline(tmp_path)
+
+    def draw_small(pipeline: Any) -> torch.Tensor:
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        size = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "pt"}
+        images: torch.Tensor = pipeline("a red circle", generator=generator, **size).images[0]
+        return images
+
+    expected = draw_small(load_pipeline(tmp_path, torch_dtype="bfloat16"))
+    streamed = load_pipeline(tmp_path, torch_dtype="bfloat16", memory_limit="500MB")
+    assert torch.equal(draw_small(streamed), expected)
+    assert manager_of(streamed.unet).plan.placement.streamed_bytes > 1.2e9

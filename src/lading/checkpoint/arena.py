@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 import queue
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,10 @@ def block_ceiling(offset: int) -> int:
     return -(-offset // BLOCK) * BLOCK
 
 
+class _Memory(mmap.mmap):
+    """Anonymous memory; a subclass, as only its finalizers run before the memory is unmapped."""
+
+
 class Arena:
     """Anonymous memory for the bytes from `start` to `end` of a file, aligned to blocks as they are in the file.
 
@@ -41,7 +46,7 @@ class Arena:
         self.start = block_floor(start)
         self.nbytes = max(block_ceiling(end) - self.start, BLOCK)
         try:
-            self._memory = mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._memory = _Memory(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise CheckpointError(f"no memory for {format_size(self.nbytes)} of tensors: {error.strerror}") from None
         with suppress(OSError, AttributeError):  # a kernel built without huge pages
@@ -50,6 +55,10 @@ class Arena:
     def discard(self) -> None:
         """Give the memory back and keep the addresses: what is read from them until they are written again is zero."""
         self._memory.madvise(mmap.MADV_DONTNEED)
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Have a function called when the arena and all tensors made of it are gone, before the memory is."""
+        weakref.finalize(self._memory, callback).atexit = False
 
     def view(self, start: int, end: int) -> memoryview:
         """Return the memory of the file's bytes from `start` to `end`."""

@@ -59,11 +59,15 @@ def stored_tensor(info: TensorInfo, memory: Arena | FileMapping) -> torch.Tensor
     dtype, shape = torch_dtype_of(info), packed_shape(info)
     if info.start == info.end:
         return torch.empty(shape, dtype=dtype)
-    if info.start % dtype.itemsize:
-        flat = memory.tensor(torch.uint8, info.start, info.end).clone().view(dtype)
-    else:
-        flat = memory.tensor(dtype, info.start, info.end)
+    flat = stored_elements(memory, dtype, info.start, info.end)
     return flat.view(shape) if info.stride is None else flat.as_strided(shape, info.stride)
+
+
+def stored_elements(memory: Arena | FileMapping, dtype: torch.dtype, start: int, end: int) -> torch.Tensor:
+    """Return the elements in a stretch of memory, flat: a view, or a copy where they are misaligned."""
+    if start % dtype.itemsize:
+        return memory.tensor(torch.uint8, start, end).clone().view(dtype)
+    return memory.tensor(dtype, start, end)
 
 
 def cast_targets(infos: Mapping[str, TensorInfo], dtypes: Mapping[str, torch.dtype | None]) -> dict[str, torch.Tensor]:
@@ -100,11 +104,7 @@ def cast_span(span: Span, arena: Arena, start: int) -> None:
         arena: holds the file's bytes from `start` on.
     """
     for part in span.parts:
-        if part.start % part.dtype.itemsize:
-            source = arena.tensor(torch.uint8, part.start - start, part.end - start).clone().view(part.dtype)
-        else:
-            source = arena.tensor(part.dtype, part.start - start, part.end - start)
-        copy_serially(part.target, source)
+        copy_serially(part.target, stored_elements(arena, part.dtype, part.start - start, part.end - start))
 
 
 def copy_serially(target: torch.Tensor, source: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lading.checkpoint.arena import Scratch, block_ceiling, block_floor
+from lading.checkpoint.arena import Arena, Scratch, block_ceiling, block_floor
 from lading.checkpoint.files import CheckpointPath, stem_of
 from lading.checkpoint.header import SAFETENSORS_DTYPES, TensorInfo
 from lading.checkpoint.inventory import Checkpoint, open_checkpoint, read_inventory
@@ -53,7 +53,7 @@ class _Shard:
 
 
 def convert_checkpoint(
-    source: CheckpointPath,
+    source: CheckpointPath | Checkpoint,
     target: str | os.PathLike[str],
     torch_dtype: torch.dtype | str | None = None,
     max_shard_size: int | str | None = None,
@@ -65,7 +65,8 @@ def convert_checkpoint(
     source as it was and no target.
 
     Args:
-        source: a file, a list of files merged in order, a folder, a glob or an `index.json`; safetensors or torch.
+        source: a file, a list of files merged in order, a folder, a glob or an `index.json`, safetensors or torch; or
+            such a checkpoint that is open.
         target: a file that ends in ".safetensors"; with `max_shard_size` a folder, for shards and their index.
         torch_dtype: floating-point tensors are cast to it; others keep theirs. None casts nothing.
         max_shard_size: such as "5GB". A tensor that is larger has a shard of its own.
@@ -82,7 +83,7 @@ def convert_checkpoint(
     >>> lading.open_checkpoint(target).dtypes
     {'bfloat16': 184}
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     target = Path(target)
     dtype = None if torch_dtype is None else dtype_name(str(torch_dtype))
     limit = None if max_shard_size is None else parse_size(max_shard_size)
@@ -283,8 +284,8 @@ class _Writer:
         with self._scratch.borrow() as arena:
             if info.stride is None:
                 reader.fill(arena.view(0, block_ceiling(piece.end) - first), first)
-                data = arena.view(piece.start - first, piece.end - first)
-                data = data if piece.dtype == info.dtype else _cast(data, piece)
+                start, end = piece.start - first, piece.end - first
+                data = arena.view(start, end) if piece.dtype == info.dtype else _cast(arena, start, end, piece)
             else:
                 data = _dense(reader.tensor(info), piece)
             _write_all(self._targets[piece.shard], data, piece.place)
@@ -307,16 +308,15 @@ class _Writer:
         self._on_bytes(nbytes)
 
 
-def _cast(data: memoryview, piece: _Piece) -> memoryview:
+def _cast(arena: Arena, start: int, end: int, piece: _Piece) -> memoryview:
     import torch
 
-    from lading.checkpoint.casting import copy_serially
+    from lading.checkpoint.casting import copy_serially, stored_elements
 
     stored, wanted = getattr(torch, piece.info.dtype, None), getattr(torch, piece.dtype, None)
     if stored is None or wanted is None:
         raise CheckpointError(f"{piece.info.file}: this torch cannot cast {piece.info.dtype} to {piece.dtype}")
-    source = torch.frombuffer(data, dtype=torch.uint8)
-    source = (source.clone() if piece.start % stored.itemsize else source).view(stored)
+    source = stored_elements(arena, stored, start, end)
     target = torch.empty(source.shape, dtype=wanted)
     try:
         copy_serially(target, source)

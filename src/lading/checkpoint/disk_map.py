@@ -56,8 +56,19 @@ class DiskMap(Mapping[str, "torch.Tensor"]):
             self._sources = self._renamed(state_dict_converter)
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        return self.read(name, self.torch_dtype).to(self.device)
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Read a tensor to the CPU; a floating-point one is cast to a dtype while it is read.
+
+        Raises:
+            CheckpointError: the file has changed or cannot be read.
+        """
         info = self.info(name)
-        return self._readers[info.file].tensor(info, self.torch_dtype).to(self.device)
+        try:
+            return self._readers[info.file].tensor(info, dtype)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} (it was read for {name})") from None
 
     def info(self, name: str) -> TensorInfo:
         """Return where a tensor lies and what it is, without reading it."""

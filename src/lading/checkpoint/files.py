@@ -6,7 +6,6 @@ names must lie inside that folder; only the blobs of the Hugging Face cache, whe
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
@@ -24,7 +23,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model", "pytorch_lora_weights")
 """The names that diffusers, transformers and PEFT give to weights, without variant, shard number and suffix."""
 
-_SHARD = re.compile(r"(?P<stem>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<rest>(\.[^.]+)*)")
+_SHARD = r"(?P<stem>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<rest>(\.[^.]+)*)"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def stem_of(file: Path) -> str:
     ('diffusion_pytorch_model.fp16', 'model')
     """
     head = file.name.removesuffix(file.suffix)
-    shard = _SHARD.fullmatch(head)
+    shard = re.fullmatch(_SHARD, head)
     head = shard["stem"] + shard["rest"] if shard is not None else head
     return "model" if head == "pytorch_model" else head
 
@@ -96,7 +95,9 @@ def _find_one(text: str, complete: bool) -> FileList:
         return find_in_folder(place, complete=complete)
     if place.is_file():
         return read_index(place, complete) if place.name.endswith(".json") else _listed((place,), complete)
-    if glob.has_magic(text):
+    if any(sign in text for sign in "*?["):
+        import glob  # few paths are patterns
+
         matches = [Path(match) for match in sorted(glob.glob(text, recursive=True), key=natural_key)]
         files = tuple(match for match in matches if match.is_file())
         if not files:
@@ -215,7 +216,7 @@ def _is_weight(name: str, suffixes: tuple[str, ...], stem: str | None, variant: 
     if stem is None and variant is None:
         return True
     head = name[: name.rindex(".")]
-    shard = _SHARD.fullmatch(head)
+    shard = re.fullmatch(_SHARD, head)
     if shard is not None:
         head = shard["stem"] + shard["rest"]
     wanted = f"{stem or ''}{f'.{variant}' if variant else ''}"
@@ -226,7 +227,7 @@ def _one_checkpoint(folder: Path, files: list[Path], complete: bool) -> FileList
     if len(files) > 1:
         named = [file for file in files if file.name[: file.name.rindex(".")] in WEIGHT_STEMS]
         files = named if len(named) == 1 else files
-    shards = [_SHARD.fullmatch(file.name) for file in files]
+    shards = [re.fullmatch(_SHARD, file.name) for file in files]
     families = {(shard["stem"], shard["count"], shard["rest"]) if shard else None for shard in shards}
     if len(files) > 1 and (None in families or len(families) > 1):
         raise _ambiguous(folder, files)
@@ -248,7 +249,7 @@ def _absent_shards(files: Iterable[Path]) -> list[tuple[Path, int, list[str]]]:
     """What the numbers in shards' names tell: for each family its folder, how many it has, and which are not there."""
     present: dict[tuple[Path, str, str, int], set[int]] = {}
     for file in files:
-        shard = _SHARD.fullmatch(file.name)
+        shard = re.fullmatch(_SHARD, file.name)
         if shard is not None:
             family = (file.parent, shard["stem"], shard["rest"], int(shard["count"]))
             present.setdefault(family, set()).add(int(shard["number"]))

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +173,10 @@ def parse_header(header: bytes, file: Path, data_nbytes: int) -> tuple[dict[str,
 
 def check_tensor_name(name: str, file: Path) -> None:
     """Refuse names that no module can have and that could do harm as paths or text."""
-    if not name or "\0" in name or ".." in name.replace("\\", "/").split("/"):
+    if not name or "\0" in name or (".." in name and ".." in name.replace("\\", "/").split("/")):
         raise CheckpointError(f"{file}: {name!r} is not a name for a tensor: the file is damaged or hostile")
+    if name.isascii():
+        return
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -192,11 +196,10 @@ def _read_exactly(descriptor: int, file: Path, nbytes: int) -> bytes:
 
 def _parse_json(header: bytes, file: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries: dict[str, Any] = {}
-        for name, entry in pairs:
-            if name in entries:
-                raise CheckpointError(f"{file}: the header names {name!r} twice: the file is damaged or hostile")
-            entries[name] = entry
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise CheckpointError(f"{file}: the header names {twice!r} twice: the file is damaged or hostile")
         return entries
 
     if not header.startswith(b"{"):
@@ -209,8 +212,7 @@ def _parse_json(header: bytes, file: Path) -> dict[str, Any]:
 
 
 def _tensor_info(name: str, entry: Any, file: Path, base: int) -> TensorInfo:
-    if "\0" in name or ".." in name or not name.isascii() or not name:
-        check_tensor_name(name, file)
+    check_tensor_name(name, file)
 
     def damaged(what: str) -> CheckpointError:
         return CheckpointError(f"{file}: tensor {name!r} {what}: the header is damaged")
@@ -222,27 +224,29 @@ def _tensor_info(name: str, entry: Any, file: Path, base: int) -> TensorInfo:
         raise CheckpointError(
             f"{file}: tensor {name!r} has the unknown dtype {code!r}: known are {', '.join(SAFETENSORS_DTYPES)}"
         )
-    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise damaged(f"has the impossible shape {_clip(shape)}")
     if len(shape) > MAX_RANK:
         raise damaged(f"has {len(shape)} axes, over the bound of {MAX_RANK}")
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
-        or not all(type(offset) is int and 0 <= offset < 2**63 for offset in offsets)
+        or not all(map(_is_count, offsets))
         or offsets[0] > offsets[1]
     ):
         raise damaged(f"has the impossible data offsets {_clip(offsets)}")
     dtype = SAFETENSORS_DTYPES[code]
-    bits = DTYPE_BITS[dtype]
-    for size in shape:
-        bits *= size
+    bits = DTYPE_BITS[dtype] * prod(shape)
     if bits != 8 * (offsets[1] - offsets[0]):
         raise damaged(
             f"of shape {_clip(shape)} and dtype {code} needs {bits / 8:g} bytes, "
             f"its data offsets give it {offsets[1] - offsets[0]}"
         )
     return TensorInfo(dtype, tuple(shape), file, base + offsets[0], base + offsets[1])
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _clip(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,6 +12,8 @@ from lading.checkpoint.arena import Arena, Scratch, block_ceiling, block_floor
 from lading.checkpoint.header import FileInventory, TensorInfo
 from lading.checkpoint.mapping import FileMapping, map_file, resident_share
 from lading.checkpoint.reading import PIECE_BYTES, Extent, OnBytes, OpenFile, Reading
+from lading.checkpoint.stretches import find_stretches
+from lading.checkpoint.torch_save import let_torch_save
 from lading.checkpoint.ways import Choice, Facts, Use, choose_way, fits, forced_way
 from lading.errors import CheckpointError
 
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from lading.checkpoint.upload import Upload
 
     Tensors: TypeAlias = dict[str, torch.Tensor]
-
-_GAP_BYTES = 64 << 10
-"""Gaps between wanted tensors that are read along, as a read of its own would cost more."""
 
 _RESIDENT = 0.95
 """From this share in the page cache on, there is nothing to fetch for a mapping."""
@@ -84,7 +83,8 @@ class FileReader:
             use,
         )
         self.choice = choose_way(facts) if forced is None else Choice(forced, "forced by LADING_READ")
-        self._fetches = facts.resident < _RESIDENT and fits(facts.nbytes, facts.available)
+        self._fits = fits(facts.nbytes, facts.available)
+        self._fetches = facts.resident < _RESIDENT and self._fits
         if self.choice.way == "direct" and not self._source.open_direct():
             self.choice = Choice("buffered", "no direct reads on this file system")
         _log.debug("%s: %s", inventory.file, self.choice)
@@ -143,7 +143,7 @@ class FileReader:
         cast = {name: info for name, info in infos.items() if wanted[name] and info.nbytes and info.stride is None}
         stored = {name: info for name, info in infos.items() if name not in cast}
         targets = cast_targets(cast, wanted)
-        memory, tasks = self._memory(stored.values(), on_bytes)
+        memory, tasks = self._memory(stored, on_bytes)
         scratch = scratch or Scratch(PIECE_BYTES)
         tasks += self.casts(cast, targets, scratch, on_bytes)
 
@@ -165,35 +165,43 @@ class FileReader:
         self._source.close()
 
     def _memory(
-        self, infos: Iterable[TensorInfo], on_bytes: OnBytes | None
+        self, infos: Mapping[str, TensorInfo], on_bytes: OnBytes | None
     ) -> tuple[Arena | FileMapping, list[Callable[[], None]]]:
         """Return the memory that tensors will be views of, and the tasks that fill it."""
-        extents = list(_merge(infos))
-        if not extents:
+        stretches = [(stretch.start, stretch.end) for stretch in find_stretches(infos)]
+        if not stretches:
             return Arena(0, 0), []
         mapping = self._mapped() if self.choice.way == "mapped" else None
         if mapping is not None:
             if self._fetches:
-                return mapping, list(self._source.fetches(extents, on_bytes))
+                return mapping, list(self._source.fetches(stretches, on_bytes))
             if on_bytes is not None:
-                on_bytes(sum(end - start for start, end in extents))
+                on_bytes(sum(end - start for start, end in stretches))
             return mapping, []
-        arena = Arena(extents[0][0], extents[-1][1])
-        blocks = [(block_floor(start), block_ceiling(end)) for start, end in extents]
+        arena = Arena(stretches[0][0], stretches[-1][1])
+        blocks = [(block_floor(start), block_ceiling(end)) for start, end in stretches]
         wanted = [Extent(start, arena.view(start, end)) for start, end in blocks]
         return arena, list(self._source.tasks(wanted, on_bytes))
 
     def _mapped(self) -> FileMapping | None:
-        """Map the file, or return None where that would not be safe."""
+        """Map the file, or return None where that would not be safe and its bytes fit in memory."""
         source = self._source
         if self._mapping is None:
-            guarded = map_file(source.file, source.nbytes)
-            if guarded is None and fits(source.nbytes, host.available_memory()) and forced_way() is None:
-                self.choice = Choice("buffered", "it cannot be held by a lease")
-                _log.debug("%s: %s", source.file, self.choice)
-                return None
-            self._mapping = guarded or map_file(source.file, source.nbytes, guarded=False)
+            mapping = map_file(source.file, source.nbytes)
+            if mapping is None:
+                if self._fits:
+                    self.choice = Choice("buffered", "it cannot be held by a lease")
+                    _log.debug("%s: %s", source.file, self.choice)
+                    return None
+                _log.warning(
+                    "%s: larger than the free memory, and mapped without a lease: if it is cut while its tensors "
+                    "are in use, this process ends. Load it as the user who owns it, or free memory",
+                    source.file,
+                )
+                mapping = map_file(source.file, source.nbytes, guarded=False)
+            self._mapping = mapping
             source.require_unchanged()
+            let_torch_save()
         return self._mapping
 
     def _cast(self, span: Span, scratch: Scratch, on_bytes: OnBytes | None) -> None:
@@ -208,19 +216,3 @@ class FileReader:
                 raise CheckpointError(f"{self._source.file}: torch cannot cast its tensors: {error}") from None
         if on_bytes is not None:
             on_bytes(span.end - span.start)
-
-
-def _merge(infos: Iterable[TensorInfo]) -> Iterator[tuple[int, int]]:
-    """The stretches of the file that hold these tensors, short gaps between them filled."""
-    start = end = -1
-    for info in sorted(infos, key=lambda info: info.start):
-        if info.start == info.end:
-            continue
-        if start >= 0 and info.start - end < _GAP_BYTES:
-            end = max(end, info.end)
-            continue
-        if start >= 0:
-            yield start, end
-        start, end = info.start, info.end
-    if start >= 0:
-        yield start, end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.inventory import Checkpoint, open_checkpoint
 from lading.checkpoint.reader import FileReader
 from lading.checkpoint.reading import PIECE_BYTES, OnBytes
+from lading.checkpoint.ways import Use
 from lading.errors import LadingError
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def load_state_dict(
         path: a file, a list of files merged in order, a folder, a glob or an `index.json`.
         torch_dtype: floating-point tensors are cast to it; others keep theirs. None casts nothing.
         device: where the tensors go.
-        pin_memory: copy the tensors to page-locked memory, from which a GPU is fed fastest.
+        pin_memory: copy the tensors to page-locked memory, from which a GPU is fed fastest: one block of their size,
+            held until the last of them is gone.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe or not a checkpoint.
@@ -60,6 +62,7 @@ def read_state_dict(
     pin_memory: bool = False,
     on_bytes: OnBytes | None = None,
     meanwhile: Callable[[], None] | None = None,
+    use: Use = "views",
 ) -> dict[str, torch.Tensor]:
     """Load the tensors of an open checkpoint; see `load_state_dict`.
 
@@ -67,12 +70,11 @@ def read_state_dict(
         dtype_of: a tensor's name -> the dtype that it gets if it is floating-point; None keeps the stored one.
         on_bytes: told of bytes as they arrive, from several threads.
         meanwhile: called while the files are read.
+        use: what the reads are for; see `Facts`. "once" maps no file.
     """
     import torch
 
     from lading.checkpoint.dtypes import as_stored
-    from lading.checkpoint.upload import Upload
-    from lading.devices import find_device
 
     dtype_of = dtype_of or as_stored
     if pin_memory and not torch.accelerator.is_available():
@@ -80,13 +82,37 @@ def read_state_dict(
     by_file: dict[Path, dict[str, TensorInfo]] = {}
     for name, info in checkpoint.items():
         by_file.setdefault(info.file, {})[name] = info
-    target = find_device(device)
-    with Upload(target) if target is not None else nullcontext() as upload:
-        tensors = _read(checkpoint, by_file, dtype_of, on_bytes, upload, meanwhile)
+    with _upload_to(device) as upload:
+        tensors = _read(checkpoint, by_file, dtype_of, on_bytes, upload, meanwhile, use)
     for name in checkpoint:
-        tensor = tensors.pop(name).to(device)
-        tensors[name] = tensor.pin_memory() if pin_memory and tensor.device.type == "cpu" else tensor
-    return tensors
+        tensors[name] = tensors.pop(name).to(device)
+    return _pinned(tensors) if pin_memory and torch.device(device).type == "cpu" else tensors
+
+
+def _pinned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    import torch
+
+    from lading.devices import find_device
+
+    accelerator = torch.accelerator.current_accelerator()
+    device = None if accelerator is None else find_device(accelerator)
+    if device is None:  # torch alone serves it
+        return {name: tensors.pop(name).pin_memory() for name in list(tensors)}
+    from lading.checkpoint.pinning import pin_tensors
+
+    return pin_tensors(tensors, device)
+
+
+def _upload_to(device: str | torch.device) -> AbstractContextManager[Upload | None]:
+    """The way to a device; none for the CPU and devices that torch alone serves, which take what the CPU has."""
+    from lading.devices import find_device
+
+    target = find_device(device)
+    if target is None:
+        return nullcontext()
+    from lading.checkpoint.upload import Upload
+
+    return Upload(target)
 
 
 def _read(
@@ -96,16 +122,18 @@ def _read(
     on_bytes: OnBytes | None,
     upload: Upload | None,
     meanwhile: Callable[[], None] | None,
+    use: Use,
 ) -> dict[str, torch.Tensor]:
     """Read all files at once, to the CPU or by an upload."""
     scratch, loadings = Scratch(PIECE_BYTES), []
-    together = sum(inventory.stamp.nbytes for inventory in checkpoint.inventories)
+    inventories = [inventory for inventory in checkpoint.inventories if inventory.file in by_file]
+    together = sum(inventory.stamp.nbytes for inventory in inventories)
     tensors: dict[str, torch.Tensor] = {}
     try:
-        for inventory in checkpoint.inventories:
-            infos = by_file.get(inventory.file, {})
+        for inventory in inventories:
+            infos = by_file[inventory.file]
             if upload is None:
-                loadings.append(FileReader(inventory, together=together).start(infos, dtype_of, on_bytes, scratch))
+                loadings.append(FileReader(inventory, use, together).start(infos, dtype_of, on_bytes, scratch))
             else:
                 loadings.append(FileReader(inventory, "once").start_on(upload, infos, dtype_of, on_bytes))
         if meanwhile is not None:

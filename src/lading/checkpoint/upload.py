@@ -18,6 +18,7 @@ from lading.checkpoint.casting import Span, cut_spans
 from lading.checkpoint.dtypes import DtypeOf, cast_of, packed_shape, torch_dtype_of
 from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.reading import PIECE_BYTES, THREADS, OnBytes, OpenFile
+from lading.checkpoint.stretches import find_stretches
 from lading.devices import Device, Event
 
 GROUP_BYTES = 64 << 20
@@ -82,10 +83,10 @@ class Upload:
         stored = {name: info for name, info in infos.items() if name not in cast}
         flat: Tensors = {}
         tasks: list[Task] = []
-        for names in _groups(stored):
-            start, end = stored[names[0]].start, max(stored[name].end for name in names)
+        for stretch in find_stretches(stored, gap_bytes=0, most_bytes=GROUP_BYTES):
+            start, end = stretch.start, stretch.end
             memory = self._device.empty(end - start)
-            flat |= {name: memory[stored[name].start - start : stored[name].end - start] for name in names}
+            flat |= {name: memory[stored[name].start - start : stored[name].end - start] for name in stretch.names}
             for first in range(start, end, PIECE_BYTES):
                 last = min(first + PIECE_BYTES, end)
                 tasks.append(partial(self._send, source, first, last, memory[first - start : last - start], on_bytes))
@@ -93,7 +94,7 @@ class Upload:
         tasks += [partial(self._send_cast, source, span, on_bytes) for span in cut_spans(cast, targets)]
         if cast and not self._stored:
             self._stored = {_Slot(self._ring, n * _SLOT_BYTES): self._device.empty(_SLOT_BYTES) for n in range(SLOTS)}
-        self._device.after_allocations()
+        self._device.hold_copies(self._device.mark())  # whatever used this memory before
 
         def finish() -> Tensors:
             self.wait()
@@ -138,23 +139,6 @@ class Upload:
             yield slot, slot.tensor(start - first, end - first)
         finally:
             self._free.put((slot, self._device.event()))
-
-
-def _groups(infos: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
-    """Names of tensors that follow each other in the file without a gap, together at most `GROUP_BYTES`, or one."""
-    group: list[str] = []
-    for name in sorted(infos, key=lambda name: (infos[name].start, infos[name].end)):
-        info = infos[name]
-        if info.start == info.end:
-            continue
-        if group:
-            first, last = infos[group[0]], max(infos[name].end for name in group)
-            if info.start > last or max(info.end, last) - first.start > GROUP_BYTES:
-                yield group
-                group = []
-        group.append(name)
-    if group:
-        yield group
 
 
 def _is_plain(info: TensorInfo) -> bool:

@@ -23,9 +23,9 @@ def command(source: str, target: Path, dtype: str | None, max_shard_size: str | 
 
     It takes little memory however large the checkpoint is, is read again and compared, and appears whole or not at all.
     """
-    nbytes = open_checkpoint(source).nbytes
-    with loading_bar(f"converting {Path(source).name}", 2 * nbytes) as on_bytes:
-        files = convert_checkpoint(source, target, dtype, max_shard_size, on_bytes)
+    checkpoint = open_checkpoint(source)
+    with loading_bar(f"converting {Path(source).name}", 2 * checkpoint.nbytes) as on_bytes:
+        files = convert_checkpoint(checkpoint, target, dtype, max_shard_size, on_bytes)
     written = sum(file.stat().st_size for file in files)
     if as_json:
         click.echo(json.dumps({"files": [str(file) for file in files], "nbytes": written}))

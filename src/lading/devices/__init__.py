@@ -10,10 +10,17 @@ if TYPE_CHECKING:
 
 
 class Event(Protocol):
-    """A point in a device's queue of copies."""
+    """A point in a device's queue of copies, or of computations."""
+
+    @property
+    def done(self) -> bool:
+        """Whether everything before it is done."""
 
     def wait(self) -> None:
-        """Return when every copy before it is done."""
+        """Return when everything before it is done."""
+
+    def hold(self) -> None:
+        """Let what this thread asks the device to compute from now on start after it; do not wait."""
 
 
 class Device(Protocol):
@@ -21,16 +28,35 @@ class Device(Protocol):
 
     Copies run in the order in which they are asked for, beside whatever the device computes, and beside the threads
     that ask. Any thread may ask.
+
+    Attributes:
+        torch_device: what torch knows it as.
+        workspace_bytes: what libraries keep on the device beside tensors, once they have computed.
     """
+
+    @property
+    def torch_device(self) -> torch.device: ...
+
+    @property
+    def workspace_bytes(self) -> int: ...
 
     def empty(self, nbytes: int) -> torch.Tensor:
         """Allocate memory on the device: a flat uint8 tensor."""
 
+    def give_up(self, memory: torch.Tensor) -> None:
+        """Free what `empty` gave; it, and what views it, has no values until `take_back`."""
+
+    def take_back(self, memory: torch.Tensor, nbytes: int) -> None:
+        """Allocate memory anew for what `give_up` freed."""
+
     def pin(self, memory: memoryview) -> Callable[[], None]:
         """Lock host memory in place, so that it can be copied from at the bus's rate; return what unlocks it."""
 
-    def after_allocations(self) -> None:
-        """Let the copies that follow start after whatever used freshly allocated memory before."""
+    def mark(self) -> Event:
+        """Mark the queue of what this thread asked the device to compute so far."""
+
+    def hold_copies(self, event: Event) -> None:
+        """Let the copies that follow start after an event."""
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Queue a copy to the device, or a cast on it; the source must stay as it is until an event after it."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from lading.devices import Event
 from lading.errors import LadingError
 
 
@@ -14,11 +15,26 @@ class CudaDevice:
     """A CUDA device with a stream of its own for copies; see `lading.devices.Device`."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch types it not
+        self.torch_device = device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
+        self._stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call] # torch types it not
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What cuBLAS takes for its workspace by default: 32 MiB from Hopper on, else 8 MiB and some KB.
+
+        Source: `CUBLAS_WORKSPACE_CONFIG` in NVIDIA's documentation, and torch's `getChosenWorkspaceSize`.
+        """
+        major, _ = torch.cuda.get_device_capability(self.torch_device)
+        return 32 << 20 if major >= 9 else 4096 * 1024 * 2 + 16 * 8 * 1024
 
     def empty(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
+
+    def give_up(self, memory: torch.Tensor) -> None:
+        memory.untyped_storage().resize_(0)
+
+    def take_back(self, memory: torch.Tensor, nbytes: int) -> None:
+        memory.untyped_storage().resize_(nbytes)
 
     def pin(self, memory: memoryview) -> Callable[[], None]:
         """Lock memory at its exact size; torch's own pinned allocator rounds up to a power of two.
@@ -28,14 +44,23 @@ class CudaDevice:
         """
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call] # torch types it not
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.torch_device):
             status = runtime.cudaHostRegister(address, len(memory), 0)
         if int(status) != 0:
             raise LadingError(f"{len(memory)} bytes of memory cannot be pinned: CUDA error {int(status)}")
-        return lambda: runtime.cudaHostUnregister(address)
 
-    def after_allocations(self) -> None:
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        def unpin() -> None:
+            torch.cuda.synchronize(self.torch_device)  # torch does not know of this memory: copies may still read it
+            runtime.cudaHostUnregister(address)
+
+        return unpin
+
+    def mark(self) -> CudaEvent:
+        return CudaEvent(torch.cuda.current_stream(self.torch_device))
+
+    def hold_copies(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        self._stream.wait_event(event.event)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         with torch.cuda.stream(self._stream):
@@ -49,8 +74,16 @@ class CudaEvent:
     """A mark on a stream; see `lading.devices.Event`."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call] # torch types it not
-        self._event.record(stream)
+        self._device = stream.device
+        self.event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call] # torch types it not
+        self.event.record(stream)
+
+    @property
+    def done(self) -> bool:
+        return bool(self.event.query())  # type: ignore[no-untyped-call] # torch types it not
 
     def wait(self) -> None:
-        self._event.synchronize()
+        self.event.synchronize()
+
+    def hold(self) -> None:
+        torch.cuda.current_stream(self._device).wait_event(self.event)

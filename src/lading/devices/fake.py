@@ -1,7 +1,8 @@
 """A device that is not there: for tests on any machine.
 
 Its memory is host memory, counted. Its copies are done later by a thread, at the rate of a link that may be slow, and
-only from pinned memory: a slot that is used again too early, or memory that is not pinned, shows.
+only from pinned memory. What a copy is on its way to, and what was given up, is poisoned: a slot that is used too early
+or too late, or memory that is not pinned, shows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 
+from lading.devices import Event
 from lading.errors import LadingError
 
 POISON = 0x7F
@@ -37,6 +39,8 @@ class FakeDevice:
         self._rate = link_bytes_per_second
         self._pins: dict[int, int] = {}
         self._allocated: dict[int, int] = {}
+        self.torch_device = torch.device("cpu")
+        self.workspace_bytes = 0
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         weakref.finalize(self, self._queue.put, None)
         threading.Thread(target=_work, args=(self._queue,), name="fake-device", daemon=True).start()
@@ -49,6 +53,16 @@ class FakeDevice:
         weakref.finalize(memory.untyped_storage(), self._free, memory.data_ptr())
         return memory
 
+    def give_up(self, memory: torch.Tensor) -> None:
+        memory.fill_(POISON)
+        self.used -= memory.nbytes
+        self._allocated[memory.data_ptr()] = 0
+
+    def take_back(self, memory: torch.Tensor, nbytes: int) -> None:
+        self.used += nbytes
+        self.peak = max(self.peak, self.used)
+        self._allocated[memory.data_ptr()] = nbytes
+
     def pin(self, memory: memoryview) -> Callable[[], None]:
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         self._pins[address] = len(memory)
@@ -56,8 +70,13 @@ class FakeDevice:
         self.peak_pinned = max(self.peak_pinned, self.pinned)
         return lambda: self._unpin(address)
 
-    def after_allocations(self) -> None:
-        """Nothing computes here."""
+    def mark(self) -> FakeEvent:
+        event = FakeEvent()
+        event.reached.set()  # what computes is done when it returns
+        return event
+
+    def hold_copies(self, event: Event) -> None:
+        self._queue.put(event.wait)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         if self._holds(source):
@@ -67,6 +86,7 @@ class FakeDevice:
         if not any(start <= first and last <= start + nbytes for start, nbytes in self._pins.items()):
             raise LadingError(f"a copy of {source.nbytes} bytes from memory that is not pinned")
         self.copies += 1
+        target.view(torch.uint8).fill_(POISON)
 
         def transfer() -> None:
             time.sleep(source.nbytes / self._rate)
@@ -95,7 +115,14 @@ class FakeEvent:
     def __init__(self) -> None:
         self.reached = threading.Event()
 
+    @property
+    def done(self) -> bool:
+        return self.reached.is_set()
+
     def wait(self) -> None:
+        self.reached.wait()
+
+    def hold(self) -> None:
         self.reached.wait()
 
 

@@ -17,7 +17,7 @@ from lading.hub import model_folder
 from lading.loading.configs import read_config, read_model_index
 from lading.loading.loaders import CONFIG_FILES, ComponentSpec, LoadOptions, find_loader, resolve_class
 from lading.loading.record import LoadRecord, format_records
-from lading.loading.streamed import MemoryShare, smaller_limit
+from lading.loading.streamed import limits_on
 
 if TYPE_CHECKING:
     import torch
@@ -96,8 +96,8 @@ def load_component(
     'v_prediction'
     """
     folder = model_folder(model, [name], revision, variant)
-    memory = _memory_share(memory_limit, host_memory_limit)
-    return _load(_spec(folder, name), LoadOptions(torch_dtype, device, variant, memory))[0]
+    limits = limits_on(device or "cpu", memory_limit, host_memory_limit)
+    return _load(_spec(folder, name), LoadOptions(torch_dtype, device, variant, limits))[0]
 
 
 def load_components(
@@ -132,8 +132,9 @@ def load_components(
     (torch.float16, 2)
     """
     jobs = _jobs(model, names, {"torch_dtype": torch_dtype, "device": device, "revision": revision, "variant": variant})
-    memory = _memory_share(memory_limit, host_memory_limit)
-    jobs = [(spec, replace(options, memory=memory)) for spec, options in jobs]
+    devices = {str(options.device or "cpu") for _, options in jobs}
+    limits = {device: limits_on(device, memory_limit, host_memory_limit) for device in devices}
+    jobs = [(spec, replace(options, limits=limits[str(options.device or "cpu")])) for spec, options in jobs]
     for spec, _ in jobs:
         resolve_class(spec)  # imports happen one after another; threads would wait for each other's
     loaded: list[tuple[Any, LoadRecord]] = []
@@ -142,11 +143,6 @@ def load_components(
             loaded.append(future.result())
     records = [record for _, record in loaded]
     return Components({record.name: component for component, record in loaded}, records)
-
-
-def _memory_share(memory_limit: int | str | None, host_memory_limit: int | str | None) -> MemoryShare | None:
-    limit = smaller_limit(memory_limit, host_memory_limit)
-    return None if limit is None else MemoryShare(limit)
 
 
 def _jobs(

@@ -23,7 +23,7 @@ from lading.loading.network import construction, is_diffusers_model, is_transfor
 if TYPE_CHECKING:
     import torch
 
-    from lading.loading.streamed import MemoryShare
+    from lading.memory.management import Limits
 
 CONFIG_FILES = (
     "config.json",
@@ -67,13 +67,13 @@ class LoadOptions:
         torch_dtype: a dtype or its name; None does what the class's own `from_pretrained` does.
         device: None leaves the component on the CPU and touches no device.
         variant: such as "fp16" for weights in "model.fp16.safetensors".
-        memory: the limit that a network shares with others; None for none.
+        limits: that a network shares with others; None for none.
     """
 
     torch_dtype: Any = None
     device: Any = None
     variant: str | None = None
-    memory: MemoryShare | None = None
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,13 @@ def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -
     if dtype is None:
         dtype = "float32" if is_diffusers_model(model_class) else config.get("dtype", config.get("torch_dtype"))
     if "quantization_config" in config:
-        if options.memory is not None:
+        if options.limits is not None:
             raise ComponentError(f"{spec.folder}: {spec.name!r} is quantised by its library: load it without a limit")
         return _load_quantized(spec, model_class, options)
     stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else None
     files = find_in_folder(spec.folder, stem, options.variant).files
-    device, memory = options.device or "cpu", options.memory
-    model: torch.nn.Module = load_labelled(spec.name, model_class, files, config, dtype, device, memory=memory)
+    device, limits = options.device or "cpu", options.limits
+    model: torch.nn.Module = load_labelled(spec.name, model_class, files, config, dtype, device, limits)
     if is_transformers_model(model_class):
         _load_generation_config(spec, model)
     _name_origin(model, spec.folder)

@@ -9,23 +9,29 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from lading import devices
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
-from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype
-from lading.errors import ComponentError
+from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype, torch_dtype_of
+from lading.errors import LadingError
 from lading.loading.configs import read_config
+from lading.loading.managed import load_managed, vram_rules
 from lading.loading.network import (
     build_empty,
-    cast_by_transformers,
     construction,
     fill,
     is_diffusers_model,
     is_transformers_model,
+    kept_by_transformers,
     kept_in_float32,
+    named_by_transformers,
     require_exact,
     transformers_config,
+    with_current_names,
 )
 from lading.loading.progress import loading_bar
-from lading.loading.streamed import MemoryShare, load_streamed, smaller_limit
+from lading.loading.streamed import limits_on, load_streamed
+from lading.memory.management import Limits
+from lading.memory.wrapping import LayerMap, enable_vram_management
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 StateDictConverter = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
@@ -39,6 +45,9 @@ def load_model(
     device: str | torch.device = "cpu",
     state_dict_converter: StateDictConverter | None = None,
     use_disk_map: bool = False,
+    module_map: LayerMap | None = None,
+    vram_config: Mapping[str, Any] | None = None,
+    vram_limit: float | str | None = None,
     memory_limit: int | str | None = None,
     host_memory_limit: int | str | None = None,
 ) -> ModelT:
@@ -57,38 +66,59 @@ def load_model(
         state_dict_converter: called with the checkpoint's tensors by name, returns the network's.
         use_disk_map: read only the tensors that the converter, or the network, asks for; of use for files that hold
             several models.
-        memory_limit: bytes, or such as "8GB", for weights and activations together: weights that do not fit are
-            streamed from the checkpoint while the network computes; `lading.manager_of` says how.
-        host_memory_limit: the same for the host's memory; on the CPU the smaller of the two counts.
+        module_map: class of a layer -> what replaces it, as in `enable_vram_management`; it needs a `vram_config`.
+        vram_config: where the weights of replaced layers are, state by state; it computes with `torch_dtype` on
+            `device` where it says nothing else. What is offloaded to "disk" is read when it computes.
+        vram_limit: in GiB, or such as "8GB", up to which layers are prepared.
+        memory_limit: bytes, or such as "8GB", of the device for weights and activations together: weights that do not
+            fit are streamed from the checkpoint while the network computes; `lading.manager_of` says how.
+        host_memory_limit: of host memory, pinned, in which weights wait for a device; on the CPU the smaller of the two
+            limits counts.
 
     Raises:
         CheckpointError: a file is damaged or unsafe, or its tensors do not match the network; all names are listed.
         ComponentError: the network cannot be built from the config.
         MemoryLimitError: the limit is too small; no weight has been read.
+        LadingError: the `vram_config` cannot be followed.
 
     >>> import diffusers, lading
     >>> vae = lading.load_model(diffusers.AutoencoderKL, lading.shipped_model() / "vae", torch_dtype="float32")
     >>> vae.training, vae.dtype
     (False, torch.float32)
     """
-    limit = smaller_limit(memory_limit, host_memory_limit)
-    memory = None if limit is None else MemoryShare(limit)
+    limits = limits_on(device, memory_limit, host_memory_limit)
     label = model_class.__name__
-    return load_labelled(
-        label, model_class, path, config, torch_dtype, device, state_dict_converter, use_disk_map, memory
-    )
+    dtype = None if torch_dtype is None else named_dtype(torch_dtype)
+    rules = vram_rules(module_map, vram_config, vram_limit, dtype, torch.device(device))
+    if rules is None or module_map is None:
+        return load_labelled(
+            label, model_class, path, config, dtype, device, limits, state_dict_converter, use_disk_map
+        )
+    if limits is not None:
+        raise LadingError("load_model: memory_limit and vram_config both say where weights are: give one of them")
+    path = path if isinstance(path, (str, os.PathLike)) else list(path)
+    checkpoint = open_checkpoint(path)
+    config = _find_config(model_class, config, checkpoint)
+    model = load_managed(label, model_class, checkpoint, config, rules, module_map, vram_limit, state_dict_converter)
+    if model is None:
+        place = rules.offload.device or "cpu"
+        model = load_labelled(
+            label, model_class, path, config, rules.computation.dtype, place, None, state_dict_converter, use_disk_map
+        )
+        model = enable_vram_management(model, module_map, rules.vram_config(), vram_limit)
+    return cast("ModelT", model)
 
 
 def load_labelled(
     label: str,
     model_class: type[ModelT],
     path: CheckpointPath,
-    config: Any = None,
-    torch_dtype: torch.dtype | str | None = torch.bfloat16,
-    device: str | torch.device = "cpu",
+    config: Any,
+    torch_dtype: torch.dtype | str | None,
+    device: str | torch.device,
+    limits: Limits | None,
     state_dict_converter: StateDictConverter | None = None,
     use_disk_map: bool = False,
-    memory: MemoryShare | None = None,
 ) -> ModelT:
     """Load a network as `load_model` does, under the name that its progress bar shows."""
     dtype = None if torch_dtype is None else named_dtype(torch_dtype)
@@ -98,16 +128,18 @@ def load_labelled(
     source = ", ".join(str(file) for file in checkpoint.files)
     config = _find_config(model_class, config, checkpoint)
     dtype_of = _dtype_rule(model_class, config, dtype, checkpoint)
-    if memory is not None:
-        if device.type != "cpu":
-            raise ComponentError(f"a memory limit is kept on the CPU, not on {device}: leave the device out")
-        return load_streamed(model_class, checkpoint, config, dtype, dtype_of, memory, state_dict_converter)
+    if limits is not None:
+        return load_streamed(model_class, checkpoint, config, dtype, dtype_of, limits, state_dict_converter)
     built: list[torch.nn.Module] = []
 
     def build() -> None:
         built.append(build_empty(model_class, config, dtype if is_diffusers_model(model_class) else None))
 
     itself = is_transformers_model(model_class) and state_dict_converter is None  # it builds and fills itself
+    if itself and not use_disk_map and devices.find_device(device) is not None:
+        uploaded = _upload_transformers(label, model_class, config, checkpoint, dtype, device)
+        if uploaded is not None:
+            return uploaded
     tensors: Mapping[str, torch.Tensor]
     if use_disk_map:
         tensors = DiskMap(path)
@@ -125,7 +157,7 @@ def load_labelled(
         build()
     (model,) = built
     if is_diffusers_model(model_class):
-        tensors = _with_current_names(model, tensors)
+        tensors = with_current_names(model, tensors)
     placed = {}
     for name in list(tensors):
         tensor = tensors.pop(name) if isinstance(tensors, dict) else tensors[name]  # a cast frees what it has read
@@ -142,8 +174,8 @@ def _dtype_rule(model_class: type, config: Any, dtype: torch.dtype | None, check
     if is_transformers_model(model_class):
         if dtype is None or checkpoint.dtypes.keys() <= {str(dtype).removeprefix("torch.")}:
             return as_stored
-        stored = cast_by_transformers(model_class, config, dtype)
-        return lambda name: None if stored(name) else dtype
+        kept = kept_by_transformers(build_empty(model_class, config, None), dtype)
+        return lambda name: None if kept(name) else dtype  # transformers makes float32 of what it sees as it is stored
     kept = kept_in_float32(model_class, dtype)
     return lambda name: torch.float32 if kept(name) else dtype
 
@@ -156,6 +188,35 @@ def _find_config(model_class: type, config: Any, checkpoint: Checkpoint) -> Any:
         beside = checkpoint.files[0].parent / "config.json"
         return read_config(beside) if beside.is_file() else None
     return config
+
+
+def _upload_transformers(
+    label: str,
+    model_class: type[ModelT],
+    config: Any,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> ModelT | None:
+    """Send a transformers network's tensors straight to a device, or return None where transformers computes some."""
+    if dtype is None:
+        stored = (torch_dtype_of(info) for info in checkpoint.values())
+        dtype = next((kind for kind in stored if kind.is_floating_point), None)
+    model: Any = build_empty(model_class, config, dtype)
+    infos, computed = named_by_transformers(model, checkpoint)
+    if computed:
+        return None
+    kept = kept_by_transformers(model, dtype)
+    with loading_bar(label, checkpoint.nbytes) as on_bytes:
+        tensors = read_state_dict(
+            Checkpoint(checkpoint.inventories, infos),
+            lambda name: torch.float32 if kept(name) else dtype,
+            device,
+            on_bytes=on_bytes,
+        )
+    fill(model, tensors, ", ".join(str(file) for file in checkpoint.files))
+    model.config.dtype = dtype
+    return cast("ModelT", model.to(device).eval())
 
 
 def _load_transformers(
@@ -184,12 +245,3 @@ def _load_transformers(
         [(name, tuple(wanted), tuple(found)) for name, found, wanted in info["mismatched_keys"]],
     )
     return model  # type: ignore[no-any-return] # from_pretrained is untyped
-
-
-def _with_current_names(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Rename the attention keys of diffusers checkpoints from before 0.18 as diffusers does; reads nothing."""
-    names = {name: name for name in tensors}
-    renamed = model._fix_state_dict_keys_on_load(dict(names))  # type: ignore[operator] # ModelMixin's
-    if renamed == names:
-        return tensors
-    return {new: tensors[old] for new, old in renamed.items()}

@@ -12,12 +12,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from lading.errors import CheckpointError, ComponentError
 from lading.loading.initialization import skip_model_initialization
+
+EntryT = TypeVar("EntryT")
 
 _LIBRARY_LOGGING = ("diffusers.utils.logging", "transformers.utils.logging")
 
@@ -98,18 +100,52 @@ def kept_in_float32(model_class: type, dtype: torch.dtype | None) -> Callable[[s
     return lambda name: not kept.isdisjoint(name.split("."))
 
 
-def cast_by_transformers(model_class: type, config: Any, dtype: torch.dtype) -> Callable[[str], bool]:
-    """Return which tensors of a checkpoint transformers must see as they are stored, to keep them in float32.
+def kept_by_transformers(model: torch.nn.Module, dtype: torch.dtype | None) -> Callable[[str], bool]:
+    """Return which tensors of a checkpoint a transformers network keeps in float32 when it is loaded in a dtype.
 
-    Source of the rule: `_get_dtype_plan` in transformers/modeling_utils.py. Submodels add to it, so one is built.
+    Source of the rule: `_get_dtype_plan` in transformers/modeling_utils.py. Submodels add to it, so it takes a network.
     """
-    model = build_empty(model_class, config, None)
     kept: set[str] = set()
     if dtype == torch.float16:
         kept |= model._keep_in_fp32_modules  # type: ignore[arg-type] # PreTrainedModel's
     if dtype in (torch.float16, torch.bfloat16):
         kept |= model._keep_in_fp32_modules_strict  # type: ignore[arg-type] # PreTrainedModel's
     return lambda name: any(module in name for module in kept)
+
+
+def named_by_transformers(model: Any, entries: Mapping[str, EntryT]) -> tuple[dict[str, EntryT], list[str]]:
+    """Give a checkpoint's entries the names of a transformers network; also list weights that it computes from several.
+
+    Source of the rule: `convert_and_load_state_dict_in_model` in transformers/core_model_loading.py.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if not isinstance(entry, WeightRenaming)]
+    own, prefix = model.state_dict(keep_vars=True), model.base_model_prefix
+    found: dict[str, EntryT] = {}
+    computed: list[str] = []
+    for name, entry in entries.items():
+        renamed, pattern = rename_source_key(name, renamings, converters, prefix, own)
+        if renamed not in own and name in own:
+            renamed, pattern = rename_source_key(name, [], [], prefix, own)
+        if pattern is not None and renamed in own:
+            computed.append(renamed)
+        found[renamed] = entry
+    return found, computed
+
+
+def with_current_names(model: torch.nn.Module, entries: Mapping[str, EntryT]) -> Mapping[str, EntryT]:
+    """Rename a checkpoint's entries as a diffusers network renames its keys from before 0.18.
+
+    Args:
+        entries: whatever goes by the tensors' names; where nothing is renamed they are returned as they are, unread.
+    """
+    names = {name: name for name in entries}
+    renamed = model._fix_state_dict_keys_on_load(dict(names))  # type: ignore[operator] # ModelMixin's
+    return entries if renamed == names else {new: entries[old] for new, old in renamed.items()}
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:

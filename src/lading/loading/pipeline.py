@@ -55,6 +55,7 @@ def load_pipeline(
         read_ahead(folder, variant)
     from lading.loading.components import load_components  # torch and diffusers: the disk works meanwhile
     from lading.loading.network import construction
+    from lading.memory.adoption import expect_turns
 
     pipeline_class = _pipeline_class(index.get("_class_name"), folder)
     if device == "auto":
@@ -70,6 +71,8 @@ def load_pipeline(
     with construction():
         pipeline = pipeline_class.from_pretrained(str(folder), **components)
     pipeline.lading_components = components
+    if memory_limit is not None or host_memory_limit is not None:
+        expect_turns(pipeline)
     return pipeline
 
 

@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 
-from lading.checkpoint import Checkpoint, DiskMap, FileReader, TensorInfo
-from lading.checkpoint.dtypes import DtypeOf, packed_shape, torch_dtype_of
-from lading.errors import CheckpointError
-from lading.loading.network import build_empty, fill, is_diffusers_model, is_transformers_model
+from lading.checkpoint import Checkpoint, DiskMap, TensorInfo, read_state_dict
+from lading.checkpoint.dtypes import DtypeOf, cast_of, packed_shape, torch_dtype_of
+from lading.devices import find_device
+from lading.errors import CheckpointError, ComponentError
+from lading.loading.network import (
+    build_empty,
+    fill,
+    is_diffusers_model,
+    is_transformers_model,
+    named_by_transformers,
+    with_current_names,
+)
 from lading.memory.engine import parameter_places
 from lading.memory.image import Weight
-from lading.memory.manage import Manager, Stage
-from lading.sizes import parse_size
+from lading.memory.management import Limits, Manager
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 
-@dataclass(frozen=True)
-class MemoryShare:
-    """A limit, and the modules that take turns under it.
+def limits_on(
+    device: str | torch.device, memory_limit: int | str | None, host_memory_limit: int | str | None
+) -> Limits | None:
+    """Return the limits for a device; None for none.
 
-    Attributes:
-        limit: in bytes.
+    Raises:
+        ComponentError: torch alone serves the device, so that lading cannot keep a limit there.
     """
-
-    limit: int
-    stage: Stage = field(default_factory=Stage)
-
-
-def smaller_limit(memory_limit: int | str | None, host_memory_limit: int | str | None) -> int | None:
-    """Return the limit that counts on the CPU, whose memory is the host's; None for none."""
-    limits = [parse_size(limit) for limit in (memory_limit, host_memory_limit) if limit is not None]
-    return min(limits, default=None)
+    if memory_limit is None and host_memory_limit is None:
+        return None
+    found = find_device(device)
+    if found is None and torch.device(device).type != "cpu":
+        raise ComponentError(f"a memory limit is kept on the CPU and on CUDA devices, not on {device!r}")
+    return Limits.of(memory_limit, host_memory_limit, found)
 
 
 def load_streamed(
@@ -44,7 +48,7 @@ def load_streamed(
     config: Any,
     dtype: torch.dtype | None,
     dtype_of: DtypeOf,
-    memory: MemoryShare,
+    limits: Limits,
     rename: Callable[[Any], Mapping[str, Any]] | None = None,
 ) -> ModelT:
     """Build a network whose weights stay in the checkpoint and pass through memory within a limit.
@@ -60,19 +64,11 @@ def load_streamed(
     """
     source = ", ".join(str(file) for file in checkpoint.files)
     model = build_empty(model_class, config, dtype)
-    infos = _named_as_the_network(model, checkpoint, rename)
-    buffers = {name for name, _ in model.named_buffers()}
-    dtypes = {name: _computing_dtype(info, dtype_of(name)) for name, info in infos.items()}
-    fill(
-        model,
-        {
-            name: _read(info, dtypes[name], checkpoint)
-            if name in buffers
-            else torch.empty(packed_shape(info), dtype=dtypes[name], device="meta")
-            for name, info in infos.items()
-        },
-        source,
-    )
+    infos = named_as_the_network(model, checkpoint, rename)
+    dtypes = {name: cast_of(info, dtype_of(name)) or torch_dtype_of(info) for name, info in infos.items()}
+    empty = {name: torch.empty(packed_shape(infos[name]), dtype=dtypes[name], device="meta") for name in infos}
+    buffers = {name: infos[name] for name, _ in model.named_buffers() if name in infos}
+    fill(model, empty | read_state_dict(Checkpoint(checkpoint.inventories, buffers), dtype_of, use="once"), source)
     strided = next((name for name, info in infos.items() if info.stride is not None), None)
     if strided is not None:
         raise CheckpointError(f"{source}: tensor {strided!r} is not stored row by row: use `lading convert` first")
@@ -81,21 +77,10 @@ def load_streamed(
     for name, places in parameter_places(model).items():
         stored = name if name in infos else next(twin for twin in _names(model, places) if twin in infos)
         weights[name] = Weight(infos[stored], dtypes[stored])
-    Manager(model, weights, checkpoint.inventories, memory.limit, stage=memory.stage)
+    manager = Manager(model, weights, checkpoint.inventories, limits)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(manager.device)
     return model  # type: ignore[return-value] # build_empty built model_class
-
-
-def _computing_dtype(info: TensorInfo, wanted: torch.dtype | None) -> torch.dtype:
-    stored = torch_dtype_of(info)
-    return wanted if wanted is not None and stored.is_floating_point else stored
-
-
-def _read(info: TensorInfo, dtype: torch.dtype, checkpoint: Checkpoint) -> torch.Tensor:
-    inventory = next(inventory for inventory in checkpoint.inventories if inventory.file == info.file)
-    reader = FileReader(inventory, "once")
-    tensor = reader.tensor(info, dtype)
-    reader.close()
-    return tensor
 
 
 def _names(model: torch.nn.Module, places: list[tuple[torch.nn.Module, str]]) -> list[str]:
@@ -108,7 +93,7 @@ def _names(model: torch.nn.Module, places: list[tuple[torch.nn.Module, str]]) ->
     ]
 
 
-def _named_as_the_network(
+def named_as_the_network(
     model: torch.nn.Module, checkpoint: Checkpoint, rename: Callable[[Any], Mapping[str, Any]] | None
 ) -> dict[str, TensorInfo]:
     """Give the checkpoint's tensors the network's names, as the libraries do when they load."""
@@ -116,31 +101,13 @@ def _named_as_the_network(
         on_disk = DiskMap(list(checkpoint.files), state_dict_converter=rename)
         return {name: on_disk.info(name) for name in on_disk}
     if is_diffusers_model(type(model)):
-        renamed = model._fix_state_dict_keys_on_load({name: name for name in checkpoint})  # type: ignore[operator] # ModelMixin's
-        return {new: checkpoint[old] for new, old in renamed.items()}
+        return dict(with_current_names(model, checkpoint))
     if is_transformers_model(type(model)):
-        return _named_by_transformers(model, checkpoint)
-    return dict(checkpoint)
-
-
-def _named_by_transformers(model: Any, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """Source of the rule: `convert_and_load_state_dict_in_model` in transformers/core_model_loading.py."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if not isinstance(entry, WeightRenaming)]
-    own, prefix = model.state_dict(keep_vars=True), model.base_model_prefix
-    found: dict[str, TensorInfo] = {}
-    for name, info in checkpoint.items():
-        renamed, computed = rename_source_key(name, renamings, converters, prefix, own)
-        if renamed not in own and name in own:
-            renamed, computed = rename_source_key(name, [], [], prefix, own)
-        if computed is not None and renamed in own:
+        infos, computed = named_by_transformers(model, checkpoint)
+        if computed:
             raise CheckpointError(
-                f"{info.file}: {type(model).__name__} computes {renamed} from stored tensors: save the loaded model "
-                "once, and load that under a limit"
+                f"{', '.join(map(str, checkpoint.files))}: {type(model).__name__} computes {computed[0]} from stored "
+                "tensors: save the loaded model once, and load that under a limit"
             )
-        found[renamed] = info
-    return found
+        return infos
+    return dict(checkpoint)

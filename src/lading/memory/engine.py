@@ -1,9 +1,9 @@
-"""One module under a memory limit: resident units, slots for the rest, reads that run while the module computes.
+"""One module under a memory limit: resident units, slots for the rest, weights that come while the module computes.
 
-Parameters are bound once, to views of static memory: of a resident unit's own arena, or of the slot that the unit
+Parameters are bound once, to views of static memory: of a resident unit's own store, or of the slot that the unit
 shares with others. Hooks on the leaves say which unit is needed. When the module goes on to the next unit, the slot of
-the one before is free, and the unit that it will be needed for next is read into it. A unit that is not where it is
-needed, because the module took another path than in the trace, is read at once: slower, never wrong.
+the one before is free, and the unit that it will be needed for next is brought into it. A unit that is not where it is
+needed, because the module took another path than in the trace, is brought at once: slower, never wrong.
 """
 
 from __future__ import annotations
@@ -11,82 +11,48 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
-from lading.checkpoint.arena import Arena, Scratch
-from lading.checkpoint.reader import FileReader
-from lading.checkpoint.reading import PIECE_BYTES, THREADS, Reading
-from lading.errors import CheckpointError, MemoryLimitError
-from lading.memory.image import Image, Weight
-from lading.memory.planner import Placement, Work, minimum_bytes, next_in_slot, place
+from lading.errors import CheckpointError
+from lading.memory.files import WeightFiles
+from lading.memory.home import Arrival, Home
+from lading.memory.image import Image, Store
+from lading.memory.planner import Placement, Work, minimum_bytes, minimum_host_bytes, next_in_slot, place, simulate
+from lading.memory.rates import Rates
+from lading.memory.statistics import CallStatistics, Statistics, UnitStatistics
 from lading.memory.trace import Trace
 from lading.memory.units import Leaf, Unit, make_units, visits
-from lading.sizes import format_size
+
+_WORTHWHILE = 0.95
+"""Of a call's time: what is gained by moving units has to make up for their being read again."""
 
 _log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Rates:
-    """What predictions are made with, and what measurements replace.
-
-    Attributes:
-        read: bytes per second from where streamed weights come.
-        compute: floating-point operations per second.
-    """
-
-    read: float = 1.5e9
-    compute: float = 1e11
-
-
-@dataclass
-class Statistics:
-    """What streaming did since the module was loaded.
-
-    Attributes:
-        calls: of the module.
-        read_bytes: that were asked for from the disk.
-        hits: units that were there when they were needed.
-        late: units whose read was on the way.
-        diverged: units that had to be read at once, as the module took another path than in the trace.
-        waited_seconds: that computation stood still for reads.
-    """
-
-    calls: int = 0
-    read_bytes: int = 0
-    hits: int = 0
-    late: int = 0
-    diverged: int = 0
-    waited_seconds: float = 0.0
-
-    @property
-    def hit_ratio(self) -> float:
-        """The share of units that were there when they were needed."""
-        needed = self.hits + self.late + self.diverged
-        return self.hits / needed if needed else 1.0
+Places = Mapping[str, list[tuple[torch.nn.Module, str]]]
+"""Parameter name -> the modules that hold it, and its name in each."""
 
 
 @dataclass
 class _Seat:
-    """Where one unit is computed from, for as long as the placement holds."""
+    """Where one unit is computed from.
+
+    Attributes:
+        unit: its number; -1 for the parameters that must always be there.
+        slot: the number of the slot that it shares; None if the store is its own.
+        filled: whether its weights are in the store, or on their way.
+    """
 
     unit: int
-    arena: Arena
     image: Image
-    slot: int | None
-    reading: Reading | None = None
-
-
-@dataclass
-class _Slot:
-    arena: Arena
-    unit: int | None = None
+    store: Store
+    slot: int | None = None
+    filled: bool = False
+    arrival: Arrival | None = None
 
 
 @dataclass(frozen=True)
@@ -98,185 +64,183 @@ class _Route:
 
 
 class Engine:
-    """Computes one module within so many bytes for its weights.
+    """Computes one module from a placement of its weights.
 
     Args:
         module: whose parameters are on the meta device, or anything that the weights replace.
-        places: parameter name -> the modules that hold it, see `parameter_places`; they stay where adapters wrap them.
-        weights: parameter name -> where its bytes are.
-        readers: of the files.
+        places: see `parameter_places`; they stay where adapters wrap them.
         leaves: in the order in which they run.
         fixed: names of parameters that must always be there.
         unit_bytes: see `make_units`.
         lock: held while the module computes; modules that take turns share one.
+        on_activate: called before the first weight comes.
     """
 
     def __init__(
         self,
         module: torch.nn.Module,
-        places: Mapping[str, list[tuple[torch.nn.Module, str]]],
-        weights: Mapping[str, Weight],
-        readers: Mapping[Path, FileReader],
+        places: Places,
+        files: WeightFiles,
+        home: Home,
         leaves: tuple[Leaf, ...],
         fixed: frozenset[str],
         unit_bytes: int,
-        lock: threading.RLock | None = None,
+        lock: threading.RLock,
+        on_activate: Callable[[], None],
     ) -> None:
         self.module = module
         self.statistics = Statistics()
-        self._weights = weights
-        self._readers = readers
-        self._lock = lock or threading.RLock()
-        self._scratch = Scratch(min(PIECE_BYTES, max(unit_bytes // 8, 1 << 16)))
+        self.leaves = leaves
         self.units: tuple[Unit, ...] = make_units(leaves, unit_bytes)
-        self._images = [Image({name: weights[name] for name in unit.parameters}) for unit in self.units]
-        self._fixed_image = Image({name: weights[name] for name in sorted(fixed)})
-        casts = any(image.casts for image in (*self._images, self._fixed_image))
-        self._staging = THREADS * self._scratch.nbytes if casts else 0
-        self._fixed = _Seat(-1, Arena(0, self._fixed_image.nbytes), self._fixed_image, None)
-        self._routes: dict[str, _Route] = {}
-        self._route: _Route | None = None
-        self._visit = -1
-        self._seats: list[_Seat] = []
-        self._slots: list[_Slot] = []
         self.placement: Placement | None = None
         self.active = False
-        self._home = {leaf.name: number for number, unit in enumerate(self.units) for leaf in unit.leaves}
+        self.bound: dict[str, torch.nn.Parameter] = {}
         self._places = places
-        self.on_activate: Callable[[], None] = lambda: None
+        self._files = files
+        self._home = home
+        self._lock = lock
+        self._on_activate = on_activate
+        self._images = [files.image(unit.parameters) for unit in self.units]
+        fixed_image = files.image(sorted(fixed))
+        casts = any(image.casts for image in (*self._images, fixed_image))
+        self.overhead_bytes = fixed_image.nbytes + (home.casting_bytes if casts else 0) + home.workspace_bytes
+        self._fixed = _Seat(-1, fixed_image, home.store(fixed_image.nbytes))
+        self._unit_of = {leaf.name: number for number, unit in enumerate(self.units) for leaf in unit.leaves}
+        self._routes: dict[str, _Route] = {}
+        self._route = _Route((), {})
+        self._visit = -1
+        self._calls = 0
+        self._predicted = "", 1.0
+        self._seats: list[_Seat] = []
+        self._slots: list[Store] = []
+        self._holds: list[int | None] = []
         self._bind(self._fixed)
-
-    def read(self, name: str) -> torch.Tensor:
-        """Read a parameter from its file, whatever is in memory."""
-        weight = self._weights[name]
-        return self._readers[weight.info.file].tensor(weight.info, weight.dtype)
-
-    @property
-    def overhead_bytes(self) -> int:
-        """What the weights take beside placed units: fixed parameters, and staging for casts."""
-        return self._fixed_image.nbytes + self._staging
 
     def minimum_bytes(self) -> int:
         """Return the least bytes for weights with which the module can run."""
-        return self.overhead_bytes + minimum_bytes(self._work(tuple(range(len(self.units))), {}, Rates()))
+        return self.overhead_bytes + minimum_bytes(self._work((), None, Rates()))
 
-    def set_placement(self, nbytes: int, traces: Mapping[str, Trace], rates: Rates) -> Placement:
-        """Place the units anew within so many bytes for weights; nothing is read before the module runs.
+    def minimum_host_bytes(self) -> int:
+        """Return the least host memory that the module needs beside a device."""
+        return minimum_host_bytes(self._work((), None, Rates()))
+
+    def set_placement(
+        self, nbytes: int, host_nbytes: int, traces: Mapping[str, Trace], rates: Rates, reluctant: bool = False
+    ) -> Placement | None:
+        """Place the units anew within so many bytes; units that stay where they are keep their weights.
 
         Args:
+            nbytes: for weights where the module computes.
+            host_nbytes: of host memory beside it.
             traces: by entry; the first is the one that is predicted.
+            reluctant: keep the placement before, which must fit, unless another one is clearly faster.
 
-        Raises:
-            MemoryLimitError: they do not fit.
+        Returns:
+            None if they do not fit, and all stays as it is.
         """
         with self._lock:
             orders = {entry: visits([call.leaf for call in trace.calls], self.units) for entry, trace in traces.items()}
-            entry = next(iter(traces), None)
-            order = orders[entry] if entry is not None else tuple(range(len(self.units)))
-            flops = {call.leaf: call.flops for call in traces[entry].calls} if entry is not None else {}
-            placement = place(self._work(order, flops, rates), nbytes - self.overhead_bytes)
+            entry = next(iter(traces), "")
+            work = self._work(orders.get(entry, ()), traces.get(entry), rates)
+            placement = place(work, nbytes - self.overhead_bytes, host_nbytes)
             if placement is None:
-                raise MemoryLimitError(
-                    f"{type(self.module).__name__} needs {format_size(self.minimum_bytes())} for its weights",
-                    self.minimum_bytes(),
-                )
+                return None
+            if reluctant and self.placement is not None:
+                seconds = simulate(work, self.placement)
+                if placement.seconds > _WORTHWHILE * seconds:
+                    placement = replace(self.placement, seconds=seconds)
             self._routes = {e: _Route(o, next_in_slot(o, placement)) for e, o in orders.items()}
-            self._route = self._routes.get(entry) if entry is not None else None
+            self._route = self._routes.get(entry, self._route)
             if self.placement is None or _seating(placement) != _seating(self.placement):
-                self.suspend()
                 self._seat(placement)
             self.placement = placement
+            self._predicted = entry, sum(work.seconds)
+            self._calls = 0
             return placement
 
     @contextmanager
     def entry(self, name: str) -> Iterator[None]:
         """Hold the module for one call of a method; other threads wait."""
         with self._lock:
+            statistics, before = self.statistics, replace(self.statistics)
+            start = time.perf_counter()
             self._route = self._routes.get(name, self._route)
             self._visit = -1
-            self.statistics.calls += 1
+            statistics.calls += 1
             self.resume()
             self._await(self._fixed)
             try:
                 yield
             finally:
                 self._go_on(-1)
+                seconds = time.perf_counter() - start
+                self._calls += 1
+                statistics.recent.append(CallStatistics.between(before, statistics, name, seconds))
+
+    @property
+    def slowness(self) -> float | None:
+        """How many times longer than predicted a call computes; None before the second call of a placement is done.
+
+        The first one also takes what only first calls do: memory is new, kernels are made.
+        """
+        entry, predicted = self._predicted
+        if self._calls != 2 or self.statistics.recent[-1].entry != entry:
+            return None
+        last = self.statistics.recent[-1]
+        return max(last.seconds - last.waited_seconds, 1e-6) / predicted
 
     def suspend(self) -> None:
-        """Give back the memory of all weights; the next call reads what it needs."""
+        """Give back the memory of all weights; the next call brings what it needs."""
         with self._lock:
             for seat in (*self._seats, self._fixed):
-                if seat.reading is not None:
-                    seat.reading.cancel()
-                    seat.reading = None
-                if seat.slot is None:
-                    seat.arena.discard()
-            for slot in self._slots:
-                slot.unit = None
-                slot.arena.discard()
+                self._empty(seat)
+            for store in self._slots:
+                store.discard()
+            self._home.rest()
             self.active = False
 
     def resume(self) -> None:
-        """Start to read what stays and what comes first; the module may be called at once."""
+        """Start to bring what stays and what comes first; the module may be called at once."""
         with self._lock:
-            if self.active or self.placement is None:
+            if self.placement is None:
                 return
-            self.on_activate()
-            self.active = True
-            self._read(self._fixed)
-            order = self._route.visits if self._route is not None else range(len(self.units))
-            for unit in dict.fromkeys((*order, *range(len(self.units)))):
-                seat = self._seats[unit]
-                if seat.slot is None:
-                    self._read(seat)
-                elif self._slots[seat.slot].unit is None:
-                    self._slots[seat.slot].unit = unit
-                    self._read(seat)
+            if not self.active:
+                self._on_activate()
+                self.active = True
+            for seat in self._first_needed():
+                if not seat.filled and (seat.slot is None or self._holds[seat.slot] is None):
+                    self._bring(seat)
+
+    def prefetch(self, nbytes: int) -> None:
+        """Start to bring what stays, as much as so many bytes hold, while another module computes."""
+        with self._lock:
+            for seat in self._first_needed():
+                if seat.slot is None and not seat.filled:
+                    nbytes -= seat.image.nbytes
+                    if nbytes < 0:
+                        return
+                    self._bring(seat)
+
+    def forget(self) -> None:
+        """Give back host memory beside a device, which is filled again as weights pass through it."""
+        with self._lock:
+            self.suspend()
+            self._home.forget()
 
     def release(self) -> None:
         """Stop and give everything back; the module keeps parameters without values."""
         with self._lock:
             self.suspend()
-            for image in (*self._images, self._fixed_image):
+            for image in (*self._images, self._fixed.image):
                 for name in image.names:
-                    self._set(name, torch.empty_like(self._now(name), device="meta"))
-            self._seats, self._slots = [], []
-            for reader in self._readers.values():
-                reader.close()
+                    owner, attribute = self._places[name][0]
+                    parameter = owner._parameters[attribute]
+                    assert parameter is not None
+                    bind_parameter(self._places[name], torch.empty_like(parameter, device="meta"))
+            self._seats, self._slots, self._holds = [], [], []
+            self._home.host(())
 
-    def _work(self, order: tuple[int, ...], flops: Mapping[str, int], rates: Rates) -> Work:
-        seconds = []
-        for unit in order:
-            count = sum(flops.get(leaf.name, 0) for leaf in self.units[unit].leaves)
-            seconds.append(max(count / rates.compute, 1e-6) / max(order.count(unit), 1))
-        return Work(tuple(image.nbytes for image in self._images), tuple(seconds), order, rates.read)
-
-    def _seat(self, placement: Placement) -> None:
-        """Make the memory and bind every parameter to its place in it."""
-        self._slots = [_Slot(Arena(0, placement.slot_bytes)) for _ in placement.slots]
-        self._seats = []
-        for unit, image in enumerate(self._images):
-            slot = placement.slot_of.get(unit)
-            arena = Arena(0, image.nbytes) if slot is None else self._slots[slot].arena
-            self._seats.append(_Seat(unit, arena, image, slot))
-            self._bind(self._seats[-1])
-
-    def _bind(self, seat: _Seat) -> None:
-        for name, tensor in seat.image.tensors(seat.arena, 0).items():
-            self._set(name, tensor)
-
-    def _set(self, name: str, tensor: torch.Tensor) -> None:
-        parameter = torch.nn.Parameter(tensor, requires_grad=False)
-        for owner, attribute in self._places[name]:
-            owner._parameters[attribute] = parameter
-
-    def _now(self, name: str) -> torch.Tensor:
-        owner, attribute = self._places[name][0]
-        parameter = owner._parameters[attribute]
-        assert parameter is not None
-        return parameter
-
-    def need(self, name: str) -> None:
+    def need(self, leaf: str) -> None:
         """Have the weights of a module in their place, and let go of the unit before.
 
         Raises:
@@ -285,72 +249,136 @@ class Engine:
         with self._lock:
             self.resume()
             self._await(self._fixed)
-            if name in self._home:
-                self._need(self._home[name])
+            if leaf not in self._unit_of:
+                return
+            unit = self._unit_of[leaf]
+            self._go_on(unit)
+            seat, statistics = self._seats[unit], self.statistics.units[unit]
+            if not seat.filled:
+                self._bring_at_once(seat)
+            elif seat.arrival is None or seat.arrival.done:
+                statistics.hits += 1
+                self.statistics.hits += 1
+            else:
+                statistics.late += 1
+                self.statistics.late += 1
+            self._await(seat)
 
-    def _need(self, unit: int) -> None:
-        self._go_on(unit)
-        seat = self._seats[unit]
-        if seat.slot is not None and self._slots[seat.slot].unit != unit:
-            self._displace(seat)
-        elif seat.reading is None or seat.reading.done:
-            self.statistics.hits += 1
-        else:
-            self.statistics.late += 1
-        self._await(seat)
+    def _work(self, order: tuple[int, ...], trace: Trace | None, rates: Rates) -> Work:
+        order = order or tuple(range(len(self.units)))
+        flops = Counter[str]()
+        for call in trace.calls if trace is not None else ():
+            flops[call.leaf] += call.flops
+        whole = [sum(rates.seconds(flops[leaf.name], leaf.nbytes) for leaf in unit.leaves) for unit in self.units]
+        seconds = [whole[unit] / order.count(unit) for unit in order]
+        sizes = tuple(image.nbytes for image in self._images)
+        if not self._home.copies:
+            return Work(sizes, tuple(seconds), order, rates.read)
+        return Work(sizes, tuple(seconds), order, rates.read, rates.copy, max((*sizes, self._fixed.image.nbytes)))
+
+    def _seat(self, placement: Placement) -> None:
+        """Make the memory and bind every parameter to its place in it; units that stay resident keep theirs."""
+        kept = {seat.unit: seat for seat in self._seats if seat.slot is None and seat.unit in placement.resident}
+        for seat in self._seats:
+            if seat.unit not in kept:
+                self._empty(seat)
+        for store in self._slots:
+            store.discard()
+        self._slots = [self._home.store(placement.slot_bytes) for _ in placement.slots]
+        self._holds = [None] * len(self._slots)
+        self._seats = []
+        for unit, image in enumerate(self._images):
+            slot = placement.slot_of.get(unit)
+            if unit in kept:
+                self._seats.append(kept[unit])
+                continue
+            store = self._home.store(image.nbytes) if slot is None else self._slots[slot]
+            self._seats.append(_Seat(unit, image, store, slot))
+            self._bind(self._seats[-1])
+        self._home.host(self._images[unit] for unit in placement.hosted)
+        self.statistics.units = tuple(UnitStatistics(unit.leaves[0].name) for unit in self.units)
+
+    def _bind(self, seat: _Seat) -> None:
+        for name, tensor in seat.image.tensors(seat.store).items():
+            self.bound[name] = bind_parameter(self._places[name], tensor)
+        seat.store.discard()
+
+    def _first_needed(self) -> Iterable[_Seat]:
+        """Seats in the order of a call; those that it does not visit are brought when somebody asks for them."""
+        order = self._route.visits or range(len(self.units))
+        return (self._fixed, *(self._seats[unit] for unit in dict.fromkeys(order)))
 
     def _go_on(self, unit: int) -> None:
         """Move along the route; the slot of the visit that ends gets what it holds next."""
         route = self._route
-        if route is None or (self._visit >= 0 and route.visits[self._visit] == unit):
+        if self._visit >= 0 and route.visits[self._visit] == unit:
             return
-        if self._visit >= 0 and self._visit in route.following:
-            seat = self._seats[route.following[self._visit]]
-            assert seat.slot is not None
-            self._slots[seat.slot].unit = seat.unit
-            self._read(seat)
+        if self._visit in route.following:
+            self._bring(self._seats[route.following[self._visit]])
         places = range(self._visit + 1, len(route.visits))
         self._visit = next((place for place in places if route.visits[place] == unit), -1)
 
-    def _displace(self, seat: _Seat) -> None:
-        assert seat.slot is not None
-        slot = self._slots[seat.slot]
-        if slot.unit is not None:
-            before = self._seats[slot.unit]
-            if before.reading is not None:
-                before.reading.cancel()
-                before.reading = None
+    def _bring_at_once(self, seat: _Seat) -> None:
         _log.info(
-            "%s: %s is read at once: it was not expected now",
+            "%s: %s is brought at once: it was not expected now",
             type(self.module).__name__,
             self.units[seat.unit].leaves[0].name,
         )
         self.statistics.diverged += 1
-        slot.unit = seat.unit
-        self._read(seat)
+        self.statistics.units[seat.unit].diverged += 1
+        self._bring(seat)
 
-    def _read(self, seat: _Seat) -> None:
-        self.statistics.read_bytes += seat.image.nbytes
-        seat.reading = Reading(seat.image.tasks(seat.arena, 0, self._readers, self._scratch))
+    def _bring(self, seat: _Seat) -> None:
+        """Start to fill a seat; whatever its slot held, or was to hold, goes."""
+        if seat.slot is not None:
+            held = self._holds[seat.slot]
+            if held is not None:
+                self._empty(self._seats[held])
+            self._holds[seat.slot] = seat.unit
+        if self._home.reads(seat.image):
+            self.statistics.read_bytes += seat.image.nbytes
+        if self._home.copies:
+            self.statistics.copied_bytes += seat.image.nbytes
+        if seat.unit >= 0:
+            self.statistics.units[seat.unit].brought += 1
+        seat.arrival, seat.filled = self._home.bring(seat.image, seat.store), True
+
+    def _empty(self, seat: _Seat) -> None:
+        """Let a seat's weights go; a store of its own gives its memory back."""
+        if seat.arrival is not None:
+            seat.arrival.cancel()
+            seat.arrival = None
+        seat.filled = False
+        if seat.slot is None:
+            seat.store.discard()
+        elif self._holds[seat.slot] == seat.unit:
+            self._holds[seat.slot] = None
 
     def _await(self, seat: _Seat) -> None:
-        if seat.reading is None:
+        if seat.arrival is None:
             return
         start = time.perf_counter()
         try:
-            seat.reading.wait()
+            seat.arrival.wait()
         except BaseException as error:
-            seat.reading = None
-            if seat.slot is not None:
-                self._slots[seat.slot].unit = None
-            else:
-                self.suspend()
+            self._empty(seat)
             if isinstance(error, CheckpointError):
                 raise CheckpointError(f"{error} (it was read for {seat.image.names[0]})") from None
             raise
         finally:
-            self.statistics.waited_seconds += time.perf_counter() - start
-        seat.reading = None
+            waited = time.perf_counter() - start
+            self.statistics.waited_seconds += waited
+            if seat.unit >= 0:
+                self.statistics.units[seat.unit].waited_seconds += waited
+        seat.arrival = None
+
+
+def bind_parameter(places: Iterable[tuple[torch.nn.Module, str]], tensor: torch.Tensor) -> torch.nn.Parameter:
+    """Make a tensor the frozen parameter that modules hold, and return it."""
+    parameter = torch.nn.Parameter(tensor, requires_grad=False)
+    for owner, attribute in places:
+        owner._parameters[attribute] = parameter
+    return parameter
 
 
 def parameter_places(module: torch.nn.Module) -> dict[str, list[tuple[torch.nn.Module, str]]]:
@@ -365,5 +393,5 @@ def parameter_places(module: torch.nn.Module) -> dict[str, list[tuple[torch.nn.M
     return places
 
 
-def _seating(placement: Placement) -> tuple[Any, ...]:
-    return placement.resident, placement.slots, placement.slot_bytes
+def _seating(placement: Placement) -> tuple[object, ...]:
+    return placement.resident, placement.slots, placement.slot_bytes, placement.hosted

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -13,8 +14,8 @@ from lading.checkpoint.dtypes import packed_shape, torch_dtype_of
 from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.reader import FileReader
 from lading.checkpoint.reading import Extent
+from lading.checkpoint.stretches import find_stretches
 
-_GAP_BYTES = 64 << 10
 _ALIGNMENT = 64
 
 
@@ -41,8 +42,18 @@ class Weight:
         return stored == self.dtype and self.info.start % stored.itemsize == 0 and self.info.stride is None
 
 
+class Store(Protocol):
+    """Memory for one unit at a time, at a place that stays."""
+
+    def tensor(self, dtype: torch.dtype, start: int, end: int) -> torch.Tensor:
+        """Return the bytes from `start` to `end` as a flat tensor."""
+
+    def discard(self) -> None:
+        """Give the memory back until something is brought here again; tensors of it stay, without values."""
+
+
 @dataclass(frozen=True)
-class _Stretch:
+class _Read:
     """Bytes of a file, block by block, and where they go in the image."""
 
     file: Path
@@ -61,7 +72,7 @@ class Image:
 
     def __init__(self, weights: Mapping[str, Weight]) -> None:
         self._weights = dict(weights)
-        self._stretches: list[_Stretch] = []
+        self._reads: list[_Read] = []
         self._places: dict[str, int] = {}
         in_place = {name: weight.info for name, weight in weights.items() if weight.in_place and weight.nbytes}
         end = self._lay_out_stretches(in_place)
@@ -77,28 +88,25 @@ class Image:
         """Of the parameters."""
         return tuple(self._weights)
 
-    def tensors(self, arena: Arena, base: int) -> dict[str, torch.Tensor]:
-        """Return the parameters as views of an arena that holds the image from `base` on."""
+    def tensors(self, store: Store) -> dict[str, torch.Tensor]:
+        """Return the parameters as views of memory that holds the image."""
         found = {}
         for name, weight in self._weights.items():
             shape = packed_shape(weight.info)
             if weight.nbytes == 0:
                 found[name] = torch.empty(shape, dtype=weight.dtype)
                 continue
-            start = base + self._places[name]
-            found[name] = arena.tensor(weight.dtype, start, start + weight.nbytes).view(shape)
+            start = self._places[name]
+            found[name] = store.tensor(weight.dtype, start, start + weight.nbytes).view(shape)
         return found
 
-    def tasks(
-        self, arena: Arena, base: int, readers: Mapping[Path, FileReader], scratch: Scratch
-    ) -> list[Callable[[], None]]:
-        """The reads and casts that fill the image in an arena from `base` on."""
+    def tasks(self, arena: Arena, readers: Mapping[Path, FileReader], scratch: Scratch) -> list[Callable[[], None]]:
+        """The reads and casts that fill an arena with the image."""
         tasks: list[Callable[[], None]] = []
-        for stretch in self._stretches:
-            place = base + stretch.place
-            memory = arena.view(place, place + stretch.end - stretch.start)
-            tasks += readers[stretch.file].tasks([Extent(stretch.start, memory)])
-        tensors = self.tensors(arena, base) if self._cast else {}
+        for read in self._reads:
+            memory = arena.view(read.place, read.place + read.end - read.start)
+            tasks += readers[read.file].tasks([Extent(read.start, memory)])
+        tensors = self.tensors(arena) if self._cast else {}
         for file in {info.file for info in self._cast.values()}:
             infos = {name: info for name, info in self._cast.items() if info.file == file}
             tasks += readers[file].casts(infos, tensors, scratch)
@@ -106,26 +114,10 @@ class Image:
 
     def _lay_out_stretches(self, infos: Mapping[str, TensorInfo]) -> int:
         place = 0
-        for group in _stretches(infos):
-            first, last = infos[group[0]], max(infos[name].end for name in group)
-            stretch = _Stretch(first.file, block_floor(first.start), block_ceiling(last), place)
-            self._stretches.append(stretch)
-            for name in group:
-                self._places[name] = place + infos[name].start - stretch.start
-            place += stretch.end - stretch.start
+        for stretch in find_stretches(infos):
+            read = _Read(stretch.file, block_floor(stretch.start), block_ceiling(stretch.end), place)
+            self._reads.append(read)
+            for name in stretch.names:
+                self._places[name] = place + infos[name].start - read.start
+            place += read.end - read.start
         return place
-
-
-def _stretches(infos: Mapping[str, TensorInfo]) -> Iterable[list[str]]:
-    """Names in groups that lie in one stretch of a file, short gaps included."""
-    group: list[str] = []
-    end = 0
-    for name in sorted(infos, key=lambda name: (str(infos[name].file), infos[name].start)):
-        info = infos[name]
-        if group and (info.file != infos[group[0]].file or info.start - end > _GAP_BYTES):
-            yield group
-            group, end = [], 0
-        group.append(name)
-        end = max(end, info.end)
-    if group:
-        yield group

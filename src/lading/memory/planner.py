@@ -1,17 +1,19 @@
-"""Which units stay and which are streamed through how many slots: the fastest placement that fits. Pure.
+"""Which units stay where the module computes, which wait in host memory, and which come from the disk. Pure.
 
 A denoiser walks its weights in a circle, so a cache of any size that forgets the oldest re-reads everything. What
 helps is a fixed resident set, spread evenly over the order, so that the link is busy all the way round. The candidates
-below do not depend on the limit; the best of those that fit is taken. So more memory is never slower.
+below do not depend on the limits; the best of those that fit is taken. So more memory is never slower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 MAX_SLOTS = 4
+BOUNCES = 2
+"""Units that are on their way from the disk to a device at a time: one is read while the other is copied."""
 _SHARES = 96
 
 
@@ -23,13 +25,17 @@ class Work:
         nbytes: of each unit in memory.
         seconds: of each visit's computation.
         visits: the units in the order in which they are needed.
-        bytes_per_second: of the link that streamed units come over.
+        bytes_per_second: of the disk.
+        bus_bytes_per_second: of copies from host memory to a device; None where the module computes in host memory.
+        passing_bytes: the most that passes through host memory to a device at a time.
     """
 
     nbytes: tuple[int, ...]
     seconds: tuple[float, ...]
     visits: tuple[int, ...]
     bytes_per_second: float
+    bus_bytes_per_second: float | None = None
+    passing_bytes: int = 0
 
     @cached_property
     def order(self) -> tuple[int, ...]:
@@ -42,12 +48,14 @@ class Placement:
     """Where each unit lives while the module computes.
 
     Attributes:
-        resident: units that stay.
+        resident: units that stay where the module computes.
         slots: for each slot the units that it holds in turns, in their order.
         slot_bytes: the size of a slot: that of the largest streamed unit.
         nbytes: of the resident units and the slots.
-        streamed_bytes: that come over the link at every call.
+        streamed_bytes: that come to the slots at every call.
         seconds: predicted for a call, after the first.
+        hosted: streamed units that wait in host memory.
+        host_nbytes: of them, and of the memory through which units go from the disk to a device.
     """
 
     resident: frozenset[int]
@@ -56,6 +64,8 @@ class Placement:
     nbytes: int
     streamed_bytes: int
     seconds: float
+    hosted: frozenset[int] = frozenset()
+    host_nbytes: int = 0
 
     @cached_property
     def slot_of(self) -> dict[int, int]:
@@ -63,47 +73,76 @@ class Placement:
         return {unit: number for number, units in enumerate(self.slots) for unit in units}
 
 
-def place(work: Work, memory: int) -> Placement | None:
-    """Return the placement that makes a call fastest within so many bytes, or None if none fits."""
-    fitting = [candidate for candidate in _candidates(work) if candidate.nbytes <= memory]
+def place(work: Work, memory: int, host_memory: int = 0) -> Placement | None:
+    """Return the placement that makes a call fastest within so many bytes, or None if none fits.
+
+    Args:
+        memory: where the module computes.
+        host_memory: beside it, where the module computes on a device.
+    """
+    candidates = (candidate for candidate in _candidates(work) if candidate.nbytes <= memory)
+    fitting = [hosted for candidate in candidates if (hosted := _host(work, candidate, host_memory)) is not None]
     best: Placement | None = None
     for candidate in sorted(
         fitting, key=lambda candidate: (candidate.seconds, candidate.streamed_bytes, candidate.nbytes)
     ):
         if best is not None and candidate.seconds >= best.seconds:
             break  # so far, seconds is only what no schedule can beat
-        simulated = _timed(candidate, simulate(work, candidate))
-        if best is None or simulated.seconds < best.seconds:
-            best = simulated
+        seconds = simulate(work, candidate)
+        if best is None or seconds < best.seconds:
+            best = replace(candidate, seconds=seconds)
     return best
 
 
 def minimum_bytes(work: Work) -> int:
-    """Return the least memory in which the units can be placed."""
+    """Return the least memory in which the units can be placed where they compute."""
     return min(candidate.nbytes for candidate in _candidates(work))
 
 
-def simulate(work: Work, placement: Placement, calls: int = 4) -> float:
-    """Return the seconds of the last of several calls, reads and computation side by side.
+def minimum_host_bytes(work: Work) -> int:
+    """Return the least host memory beside a device."""
+    return 0 if work.bus_bytes_per_second is None else BOUNCES * work.passing_bytes
 
-    The link serves one read at a time, in the order of requests. A slot is requested anew when its unit has computed.
+
+def simulate(work: Work, placement: Placement, calls: int = 4) -> float:
+    """Return the seconds of the last of several calls, transfers and computation side by side.
+
+    A slot is requested anew when its unit has computed. Requests are served one after another: the disk reads the next
+    unit while the bus copies the one before.
     """
     following = next_in_slot(work.visits, placement)
     ready = [0.0] * len(work.nbytes)
     holds = {slot: units[0] for slot, units in enumerate(placement.slots)}
-    clock = link = start = 0.0
+    clock = start = 0.0
+    links = _Links(work, placement)
     for slot in sorted(holds, key=lambda slot: work.order.index(holds[slot])):
-        link += work.nbytes[holds[slot]] / work.bytes_per_second
-        ready[holds[slot]] = link
+        ready[holds[slot]] = links.bring(holds[slot], 0.0)
     for _ in range(calls):
         start = clock
         for visit, unit in enumerate(work.visits):
             clock = max(clock, ready[unit]) + work.seconds[visit]
             successor = following.get(visit)
             if successor is not None:
-                link = max(link, clock) + work.nbytes[successor] / work.bytes_per_second
-                ready[successor] = link
+                ready[successor] = links.bring(successor, clock)
     return clock - start
+
+
+class _Links:
+    """The disk and the bus, and until when they are busy."""
+
+    def __init__(self, work: Work, placement: Placement) -> None:
+        self._work = work
+        self._hosted = placement.hosted
+        self._disk = self._bus = 0.0
+
+    def bring(self, unit: int, requested: float) -> float:
+        """Return when a unit that is requested now is there."""
+        there = requested
+        if unit not in self._hosted:
+            there = self._disk = max(self._disk, there) + self._work.nbytes[unit] / self._work.bytes_per_second
+        if self._work.bus_bytes_per_second is not None:
+            there = self._bus = max(self._bus, there) + self._work.nbytes[unit] / self._work.bus_bytes_per_second
+        return there
 
 
 def next_in_slot(visits: Sequence[int], placement: Placement) -> dict[int, int]:
@@ -131,6 +170,30 @@ def _candidates(work: Work) -> Iterator[Placement]:
                 if streamed and (streamed, slots) not in seen:
                     seen.add((streamed, slots))
                     yield _placement(work, streamed, slots)
+
+
+def _host(work: Work, placement: Placement, host_memory: int) -> Placement | None:
+    """A placement with as many of its streamed units in host memory as it holds, spread over the order.
+
+    More host memory adds to the set and takes nothing from it: so it is never slower.
+    """
+    if work.bus_bytes_per_second is None:
+        return placement
+    nbytes = minimum_host_bytes(work)
+    if nbytes > host_memory:
+        return None
+    streamed = [unit for unit in work.order if unit in placement.slot_of]
+    bits = len(streamed).bit_length()
+    hosted = set()
+    for number in sorted(range(len(streamed)), key=lambda number: f"{number:0{bits}b}"[::-1]):
+        if nbytes + work.nbytes[streamed[number]] > host_memory:
+            break
+        hosted.add(streamed[number])
+        nbytes += work.nbytes[streamed[number]]
+    moves = next_in_slot(work.visits, placement).values()
+    read = sum(work.nbytes[unit] for unit in moves if unit not in hosted)
+    bound = max(sum(work.seconds), read / work.bytes_per_second, placement.streamed_bytes / work.bus_bytes_per_second)
+    return replace(placement, seconds=bound, hosted=frozenset(hosted), host_nbytes=nbytes)
 
 
 def _spread(work: Work, share: float) -> tuple[int, ...]:
@@ -162,11 +225,4 @@ def _placement(work: Work, streamed: Sequence[int], count: int) -> Placement:
     held = sum(work.nbytes[unit] for unit in resident)
     draft = Placement(resident, slots, slot_bytes, held + len(slots) * slot_bytes, 0, 0.0)
     moved = sum(work.nbytes[unit] for unit in next_in_slot(work.visits, draft).values())
-    bound = max(sum(work.seconds), moved / work.bytes_per_second)
-    return Placement(resident, slots, slot_bytes, draft.nbytes, moved, bound)
-
-
-def _timed(placement: Placement, seconds: float) -> Placement:
-    return Placement(
-        placement.resident, placement.slots, placement.slot_bytes, placement.nbytes, placement.streamed_bytes, seconds
-    )
+    return replace(draft, streamed_bytes=moved, seconds=max(sum(work.seconds), moved / work.bytes_per_second))

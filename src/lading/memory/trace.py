@@ -8,7 +8,6 @@ their leaf are *fixed*: they have to be there all the time.
 from __future__ import annotations
 
 import copy
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +28,6 @@ _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 
 
-_log = logging.getLogger(__name__)
 _state = threading.local()
 
 
@@ -65,11 +63,6 @@ class Trace:
     activation_bytes: int
     fixed: frozenset[str]
 
-    @property
-    def flops(self) -> int:
-        """Of the whole call."""
-        return sum(call.flops for call in self.calls)
-
 
 def trace(
     module: torch.nn.Module,
@@ -86,7 +79,7 @@ def trace(
         device: where the module computes.
 
     Raises:
-        LadingError: the module decides by values that only real data has; let a real call be the trace.
+        LadingError: the module cannot be copied, or decides by values that only real data has.
     """
     module = _twin(module)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -132,8 +125,7 @@ def _twin(module: torch.nn.Module) -> torch.nn.Module:
     try:
         twin = copy.deepcopy(module, memo)
     except (TypeError, RuntimeError) as error:
-        _log.debug("%s is traced itself, as it cannot be copied: %s", type(module).__name__, error)
-        return module
+        raise LadingError(f"{type(module).__name__} cannot be traced, as it cannot be copied: {error}") from error
     for attribute in [name for name, value in vars(twin).items() if callable(value) and hasattr(type(twin), name)]:
         del twin.__dict__[attribute]  # a wrapped method would lead back to the module
     return twin

@@ -16,13 +16,11 @@ class Leaf:
     Attributes:
         parameters: their names, each once, also where two modules share one.
         nbytes: of these parameters.
-        flops: of all its runs in one call of the module.
     """
 
     name: str
     parameters: tuple[str, ...]
     nbytes: int
-    flops: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,6 @@ class Unit:
     def nbytes(self) -> int:
         """Bytes of all parameters, as they compute."""
         return sum(leaf.nbytes for leaf in self.leaves)
-
-    @property
-    def flops(self) -> int:
-        return sum(leaf.flops for leaf in self.leaves)
 
 
 def make_units(leaves: Sequence[Leaf], unit_bytes: int = UNIT_BYTES) -> tuple[Unit, ...]:

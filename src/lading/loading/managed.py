@@ -1,0 +1,133 @@
+"""Networks whose layers are where `vram_config` says: built empty, read in the dtype that they are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from lading.checkpoint import Checkpoint, DiskMap, read_state_dict
+from lading.checkpoint.dtypes import cast_of, packed_shape, torch_dtype_of
+from lading.checkpoint.header import TensorInfo
+from lading.errors import CheckpointError, LadingError
+from lading.loading.network import build_empty, fill, is_transformers_model, kept_by_transformers, kept_in_float32
+from lading.loading.progress import loading_bar
+from lading.loading.streamed import named_as_the_network
+from lading.memory.rules import Rules, parse_rules
+from lading.memory.wrapping import LayerMap, enable_vram_management
+
+Names = Mapping[str, TensorInfo]
+
+
+def vram_rules(
+    module_map: LayerMap | None,
+    vram_config: Mapping[str, Any] | None,
+    vram_limit: float | str | None,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> Rules | None:
+    """Return the rules that the arguments of `load_model` state, or None where they ask for no management.
+
+    Args:
+        dtype: in which to compute, where the `vram_config` does not say.
+        device: likewise.
+
+    Raises:
+        LadingError: one argument is there without another that it needs, or the `vram_config` cannot be followed.
+    """
+    given = {key: value for key, value in (vram_config or {}).items() if value is not None}
+    if module_map is None:
+        for name, value in (("vram_limit", vram_limit), ("vram_config", _offload_of(given))):
+            if value is not None:
+                raise LadingError(
+                    f"load_model: {name}={value!r} without a module_map: say which layers to replace, such as "
+                    "module_map={torch.nn.Linear: lading.AutoWrappedLinear}"
+                )
+        return None
+    if not given:
+        raise LadingError("load_model: a module_map without a vram_config: say where the layers' weights are")
+    return parse_rules({"computation_dtype": dtype, "computation_device": device, **given})
+
+
+def load_managed(
+    label: str,
+    model_class: type[torch.nn.Module],
+    checkpoint: Checkpoint,
+    config: Any,
+    rules: Rules,
+    module_map: LayerMap,
+    vram_limit: float | str | None,
+    state_dict_converter: Callable[[Any], Mapping[str, Any]] | None,
+) -> torch.nn.Module | None:
+    """Load a network and put it under VRAM management; offloaded to the disk, no weight is read.
+
+    Returns:
+        None where it has to be loaded as a whole first: weights are offloaded to memory, and made of what is stored.
+
+    Raises:
+        CheckpointError: the tensors do not match the network, or weights that stay on the disk would have to be made
+            of what is stored there.
+    """
+    source = ", ".join(str(file) for file in checkpoint.files)
+    computation = rules.computation.dtype
+    model = build_empty(model_class, config, computation)
+    try:
+        infos = named_as_the_network(model, checkpoint, state_dict_converter)
+    except CheckpointError:
+        if rules.needs_disk:
+            raise
+        return None
+    stored = {info: name for name, info in checkpoint.items()}
+    names = {name: stored[info] for name, info in infos.items()}
+    kept = (
+        kept_by_transformers(model, computation)
+        if is_transformers_model(model_class)
+        else kept_in_float32(model_class, computation)
+    )
+    disk_map = DiskMap(list(checkpoint.files), state_dict_converter=lambda _: names) if rules.needs_disk else None
+    if rules.offload.on_disk:
+        assert disk_map is not None
+        buffers = {name for name, _ in model.named_buffers()}
+        tensors = {}
+        for name, info in infos.items():
+            dtype = cast_of(info, torch.float32 if kept(name) else computation) or torch_dtype_of(info)
+            if name in buffers:
+                tensors[name] = disk_map.read(name, dtype)
+            else:
+                tensors[name] = torch.empty(packed_shape(info), dtype=dtype, device="meta")
+    else:
+        tensors = _read(label, checkpoint, names, _dtypes(model, rules, kept), rules.offload.device)
+    fill(model, tensors, source)
+    del tensors
+    return enable_vram_management(model.eval(), module_map, rules.vram_config(), vram_limit, disk_map)
+
+
+def _read(
+    label: str,
+    checkpoint: Checkpoint,
+    names: Mapping[str, str],
+    dtype_of: Callable[[str], torch.dtype | None],
+    device: torch.device | None,
+) -> dict[str, torch.Tensor]:
+    assert device is not None
+    new_names = {old: new for new, old in names.items()}
+    with loading_bar(label, checkpoint.nbytes) as on_bytes:
+        tensors = read_state_dict(checkpoint, lambda old: dtype_of(new_names.get(old, old)), device, on_bytes=on_bytes)
+    return {new: tensors[old] for new, old in names.items()}
+
+
+def _dtypes(model: torch.nn.Module, rules: Rules, kept: Callable[[str], bool]) -> Callable[[str], torch.dtype | None]:
+    """Return the dtype in which each tensor is offloaded: buffers are not stored in fewer bits than they compute in."""
+    buffers = {name for name, _ in model.named_buffers()}
+
+    def dtype_of(name: str) -> torch.dtype | None:
+        if kept(name):
+            return torch.float32
+        return rules.computation.dtype if name in buffers else rules.offload.dtype
+
+    return dtype_of
+
+
+def _offload_of(given: Mapping[str, Any]) -> Any:
+    return given.get("offload_device", given.get("offload_dtype"))

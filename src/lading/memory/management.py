@@ -1,0 +1,431 @@
+"""A module under one memory limit: traced, placed, watched over while it is called."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from lading import host
+from lading.checkpoint.header import FileInventory
+from lading.devices import Device
+from lading.errors import LadingError, MemoryLimitError
+from lading.memory.accelerator import DeviceHome
+from lading.memory.allocator import return_freed_memory
+from lading.memory.engine import Engine, bind_parameter, parameter_places
+from lading.memory.files import WeightFiles
+from lading.memory.home import Home
+from lading.memory.host import HostHome
+from lading.memory.image import Weight
+from lading.memory.plan import ModulePlan
+from lading.memory.rates import Rates
+from lading.memory.signature import Signature
+from lading.memory.stage import Stage, Turn
+from lading.memory.statistics import Statistics
+from lading.memory.trace import Call, Trace, trace
+from lading.memory.units import UNIT_BYTES, Leaf
+from lading.memory.watch import Change, Watch
+from lading.sizes import format_size, parse_size
+
+_log = logging.getLogger(__name__)
+
+_ATTRIBUTE = "lading_manager"
+_FEWEST_UNITS = 24
+"""Small modules are cut into at least about so many units, so that a part of them can stay."""
+_HOST_SHARE = 0.8
+"""Of the free host memory, where no limit is given for it."""
+
+Examples = Mapping[str, tuple[tuple[Any, ...], Mapping[str, Any]]]
+"""Entry -> the arguments of a call, on any device: only shapes and dtypes count."""
+
+
+@dataclass
+class Limits:
+    """What modules that take turns may take.
+
+    Attributes:
+        memory: bytes where they compute.
+        host_memory: bytes of host memory beside a device; of no account on the CPU.
+        device: that computes; None is the CPU.
+        stage: which of them computes now.
+        rates: what first plans predict with.
+    """
+
+    memory: int
+    host_memory: int = 0
+    device: Device | None = None
+    stage: Stage = field(default_factory=Stage)
+    rates: Rates = field(default_factory=Rates)
+
+    @classmethod
+    def of(
+        cls, memory_limit: int | str | None, host_memory_limit: int | str | None, device: Device | None
+    ) -> Limits | None:
+        """Return the limits that arguments ask for; None for none.
+
+        On the CPU, whose memory is the host's, the smaller one counts.
+        """
+        given = [parse_size(limit) for limit in (memory_limit, host_memory_limit) if limit is not None]
+        if not given:
+            return None
+        if device is None:
+            return cls(min(given))
+        if memory_limit is None:
+            raise LadingError(f"host_memory_limit={host_memory_limit!r} on a device asks for a memory_limit too")
+        free = int(_HOST_SHARE * host.available_memory())
+        host_memory = free if host_memory_limit is None else parse_size(host_memory_limit)
+        return cls(parse_size(memory_limit), host_memory, device)
+
+
+class Manager:
+    """Keeps one module's weights, and what it computes with, within limits; see `lading.manage`.
+
+    Attributes:
+        module: what it manages; call it as ever.
+        limits: that it shares with the modules with which it takes turns.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        weights: Mapping[str, Weight],
+        inventories: Iterable[FileInventory],
+        limits: Limits,
+        examples: Examples | None = None,
+        unit_bytes: int | None = None,
+    ) -> None:
+        """Take a module over.
+
+        Raises:
+            MemoryLimitError: a limit is too small; no weight has been read.
+        """
+        return_freed_memory()
+        self.module = module
+        total = sum(weight.nbytes for weight in weights.values())
+        self._unit_bytes = unit_bytes or max(min(UNIT_BYTES, total // _FEWEST_UNITS), 1)
+        self._files = WeightFiles(weights, inventories, self._unit_bytes)
+        self.limits = limits
+        device = limits.device
+        self._home: Home = HostHome(self._files) if device is None else DeviceHome(device, self._files)
+        self._stage = limits.stage
+        self._traces: dict[str, Trace] = {}
+        self._known: dict[str, list[Signature]] = {}
+        self._engine: Engine | None = None
+        self._plan: ModulePlan | None = None
+        self._places = {name: places for name, places in parameter_places(module).items() if name in weights}
+        self._modules = dict(module.named_modules())
+        self._names = {part: name for name, part in self._modules.items()}
+        self._added_bytes = self._buffer_bytes = 0
+        self._rates = limits.rates
+        self._refined = False
+        self._planned_for: tuple[int, ...] = ()
+        self._watch = Watch(module, self._names, self._places, self, self._stage.lock)
+        self._stage.join(self)
+        try:
+            for entry, (args, kwargs) in (examples or {}).items():
+                self._learn(entry, args, kwargs)
+            self._replan()
+        except BaseException:
+            self.release()
+            raise
+        module.__dict__[_ATTRIBUTE] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Manager:
+        """Copies of the module for a trace share its manager."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """That computes."""
+        return self._home.device
+
+    @property
+    def plan(self) -> ModulePlan:
+        """Where the weights live now; `print` it."""
+        assert self._plan is not None
+        return self._plan
+
+    @property
+    def active(self) -> bool:
+        """Whether it is the module's turn, and its weights take memory."""
+        return self._engine is not None and self._engine.active
+
+    @property
+    def lasting_bytes(self) -> int:
+        """What the module takes also while another one computes: buffers and adapters."""
+        return self._added_bytes + self._buffer_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Of host memory that is held beside a device."""
+        return self._home.host_bytes
+
+    def stats(self) -> Statistics:
+        """What streaming did so far."""
+        return self._require_engine().statistics
+
+    def set_limit(self, memory_limit: int | str, host_memory_limit: int | str | None = None) -> None:
+        """Keep other limits from the next call on, for all modules that take turns.
+
+        Raises:
+            MemoryLimitError: one is too small; the limits before stay.
+        """
+        limits = self.limits
+        before = limits.memory, limits.host_memory
+        limits.memory = parse_size(memory_limit)
+        if host_memory_limit is not None:
+            limits.host_memory = parse_size(host_memory_limit)
+        try:
+            self._replan()
+        except MemoryLimitError:
+            limits.memory, limits.host_memory = before
+            raise
+
+    def suspend(self) -> None:
+        """Give the weights' memory back until the next call."""
+        if self._engine is not None:
+            self._engine.suspend()
+
+    def forget(self) -> None:
+        """Give host memory beside a device back until the next call."""
+        if self._engine is not None:
+            self._engine.forget()
+
+    def prefetch(self, nbytes: int) -> None:
+        """Start to bring weights that stay, at most so many bytes, before the module is called."""
+        if self._engine is not None:
+            self._engine.prefetch(nbytes)
+
+    def release(self, weights: bool = False) -> None:
+        """End the management: threads, files and memory go.
+
+        Args:
+            weights: read them all and leave a plain module, on the device that computed. Else its parameters have no
+                values any more.
+        """
+        kept = {name: self.read(name) for name in self._places} if weights else {}
+        self._watch.end()
+        if self._engine is not None:
+            self._engine.release()
+            self._engine = None
+        self._home.close()
+        self._files.close()
+        for name, tensor in kept.items():
+            bind_parameter(self._places[name], tensor.to(self._home.device))
+        self.module.__dict__.pop(_ATTRIBUTE, None)
+
+    @contextmanager
+    def call(self, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Hold the module for one call of an entry; plan first where the call is larger than any before."""
+        with self._stage.lock:
+            self._notice_changes()
+            self._learn(entry, args, kwargs)
+            self._refine()
+            with self._require_engine().entry(entry):
+                yield
+
+    def need(self, name: str) -> None:
+        """Have a part's weights in their place."""
+        with self._stage.lock:
+            self._require_engine().need(name)
+
+    def is_bound(self, parameter: str, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is the one that a parameter's weights come to."""
+        return tensor is self._require_engine().bound[parameter] and tensor.device == self._home.device
+
+    def read(self, parameter: str) -> torch.Tensor:
+        """Read a parameter from its file, on the CPU, whatever is in memory."""
+        return self._files.read(parameter)
+
+    def refuse(self, change: Change) -> None:
+        """What `to`, `half` and their like come to: nothing where nothing changes, else an error.
+
+        Raises:
+            LadingError: the module would move or change its dtype, which the limit does not allow for.
+        """
+        for dtype in {weight.dtype for weight in self._files.weights.values()}:
+            probe = torch.empty(0, dtype=dtype, device=self._home.device)
+            changed = change(probe)
+            if changed.dtype != dtype or changed.device != probe.device:
+                raise LadingError(
+                    f"{type(self.module).__name__} is kept under a memory limit in {dtype} on {probe.device}: load it "
+                    f"with the dtype and device that it is to have, or end the limit with manager_of(...).release()"
+                )
+
+    def _require_engine(self) -> Engine:
+        if self._engine is None:
+            raise LadingError(f"{type(self.module).__name__} was released from its memory limit: load it again")
+        return self._engine
+
+    def _learn(self, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Trace an entry with inputs that are larger, or other, than any before, and plan anew."""
+        signature = Signature.of(args, kwargs)
+        if any(known.covers(signature) for known in self._known.get(entry, ())):
+            return
+        try:
+            found = self._translated(trace(self.module, args, kwargs, entry, self._home.device))
+        except LadingError as error:
+            _log.warning("%s: the plan does not count activations", error)
+            self._known.setdefault(entry, []).append(signature)
+            return
+        before = self._traces.get(entry)
+        if before is not None:
+            activation = max(before.activation_bytes, found.activation_bytes)
+            found = Trace(found.calls, activation, before.fixed | found.fixed)
+        self._traces[entry] = found
+        self._refined = False
+        try:
+            if self._engine is not None:
+                self._replan()
+        except MemoryLimitError:
+            del self._traces[entry]
+            if before is not None:
+                self._traces[entry] = before
+            self._replan()
+            raise
+        self._known.setdefault(entry, []).append(signature)
+
+    def _translated(self, found: Trace) -> Trace:
+        """Give leaves and parameters the names that they had before adapters wrapped them, and drop the adapters'.
+
+        What runs inside a compiled block counts as the block's.
+        """
+        now = dict(self.module.named_modules())
+        blocks = {name: self._watch.block_of(part) for name, part in now.items()}
+        calls = [
+            Call(self._names[blocks[call.leaf]], call.flops) for call in found.calls if blocks[call.leaf] in self._names
+        ]
+        fixed = set()
+        for name in found.fixed:
+            path, _, attribute = name.rpartition(".")
+            fixed |= {
+                old
+                for old, places in self._places.items()
+                if any(part is now[path] and other == attribute for part, other in places)
+            }
+        return Trace(tuple(calls), found.activation_bytes, frozenset(fixed))
+
+    def _notice_changes(self) -> None:
+        """Plan anew when limits moved, blocks were compiled, or parameters that no checkpoint holds came or went."""
+        try:
+            found = self._watch.survey()
+        except LadingError:
+            self.suspend()  # what was merged is read again
+            raise
+        if found.added_bytes != self._added_bytes or found.compiled:
+            self._added_bytes = found.added_bytes
+            self._known.clear()
+            self._traces.clear()
+        elif self._planned_for == self._circumstances():
+            return
+        self._replan()
+
+    def _refine(self) -> None:
+        """Plan with what was measured, once, after the second call of a plan."""
+        slowness = self._require_engine().slowness
+        if slowness is None or self._refined:
+            return
+        rates = self._rates
+        self._rates = replace(
+            rates,
+            compute=rates.compute / slowness,
+            memory=rates.memory / slowness,
+            read=self._files.meter.bytes_per_second or rates.read,
+        )
+        self._refined = True
+        self._replan(reluctant=True)
+
+    def _circumstances(self) -> tuple[int, ...]:
+        return self.limits.memory, self.limits.host_memory, self._stage.lasting_bytes()
+
+    def _replan(self, reluctant: bool = False) -> None:
+        self._stage.send_off_others(self)  # what they hold was spare
+        self._buffer_bytes = sum(buffer.nbytes for buffer in self.module.buffers() if not buffer.is_meta)
+        leaves, fixed = self._leaves()
+        engine = self._engine
+        if engine is None or engine.leaves != leaves:
+            if engine is not None:
+                engine.release()
+            engine = self._engine = Engine(
+                self.module,
+                self._places,
+                self._files,
+                self._home,
+                leaves,
+                fixed,
+                self._unit_bytes,
+                self._stage.lock,
+                partial(_enter, weakref.ref(self)),
+            )
+        activation = max((trace.activation_bytes for trace in self._traces.values()), default=0)
+        memory, host_memory, others = self._circumstances()
+        placement = engine.set_placement(
+            memory - activation - others, host_memory, self._traces, self._rates, reluctant
+        )
+        if placement is None:
+            raise self._too_small(engine, activation, others)
+        self._planned_for = memory, host_memory, others
+        others += engine.overhead_bytes
+        self._plan = ModulePlan(type(self.module).__name__, memory, activation, others, placement, engine.units)
+
+    def _too_small(self, engine: Engine, activation: int, others: int) -> MemoryLimitError:
+        name, limits = type(self.module).__name__, self.limits
+        host_minimum = engine.minimum_host_bytes()
+        if host_minimum > limits.host_memory:
+            return MemoryLimitError(
+                f"{name} cannot run with {format_size(limits.host_memory)} of host memory: its weights pass through "
+                f"{format_size(host_minimum)} on their way to the device: give it at least {host_minimum} bytes",
+                host_minimum,
+            )
+        minimum = engine.minimum_bytes() + activation + others
+        return MemoryLimitError(
+            f"{name} cannot run in {format_size(limits.memory)}: it needs {format_size(activation)} for activations "
+            f"and {format_size(minimum - activation)} for weights that pass through: give it at least {minimum} bytes, "
+            "or smaller inputs",
+            minimum,
+        )
+
+    def _leaves(self) -> tuple[tuple[Leaf, ...], frozenset[str]]:
+        """The leaves in the order of the traces, then those that no trace has seen; and what has to stay."""
+        own: dict[torch.nn.Module, list[str]] = {}
+        for name, places in self._places.items():
+            for owner, _ in places:
+                own.setdefault(self._watch.block_of(owner), []).append(name)
+        fixed = {name for found in self._traces.values() for name in found.fixed}
+        for part in self._modules.values():
+            if part in own and any(inner in own for inner in part.modules() if inner is not part):
+                fixed.update(own[part])
+        ran = (call.leaf for found in self._traces.values() for call in found.calls)
+        leaves = []
+        for name in dict.fromkeys((*ran, *(name for name, part in self._modules.items() if part in own))):
+            parameters = tuple(dict.fromkeys(p for p in own.get(self._modules[name], ()) if p not in fixed))
+            if parameters:
+                leaves.append(Leaf(name, parameters, sum(self._files.weights[p].nbytes for p in parameters)))
+        return tuple(leaves), frozenset(fixed)
+
+
+def _enter(reference: weakref.ref[Manager]) -> None:
+    """It is a module's turn."""
+    manager = reference()
+    if manager is not None:
+        limits, plan = manager.limits, manager.plan
+        turn = Turn(limits.memory - plan.peak_bytes, plan.placement.host_nbytes, limits.host_memory)
+        manager._stage.enter(manager, turn)
+
+
+def manager_of(module: torch.nn.Module) -> Manager:
+    """Return what keeps a module within its limit.
+
+    Raises:
+        LadingError: the module was not loaded under a limit.
+    """
+    manager = module.__dict__.get(_ATTRIBUTE)
+    if not isinstance(manager, Manager):
+        raise LadingError(f"{type(module).__name__} is under no memory limit: load it with memory_limit=...")
+    return manager
