@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from lading.catalog import registry
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = [
@@ -21,7 +23,11 @@ EXAMPLES = [
 def test_an_example_of_the_documentation_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lading.loading.loaders._LOADERS", dict(_loaders()))
-    exec(compile(example, "example", "exec"), {"__name__": "example"})
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    try:
+        exec(compile(example, "example", "exec"), {"__name__": "example"})
+    finally:
+        registry.registered_signatures.cache_clear()
 
 
 def _loaders() -> dict[str, Any]:

@@ -22,6 +22,7 @@ def test_a_wheel_installed_alone_draws_a_picture(tmp_path: Path) -> None:
         names = set(archive.namelist())
         archive.extractall(site)
     assert {"lading/py.typed", "lading/shapes/model_index.json"} <= names
+    assert {"lading/catalog/signatures.json", "lading/catalog/known_hashes.json"} <= names
     assert not any(name.startswith(("tests", "recipes", "bench")) for name in names)
     program = "import lading, sys; assert lading.__file__.startswith(sys.argv.pop(1)), lading.__file__;"
     program += "from lading.cli import main; sys.exit(main())"

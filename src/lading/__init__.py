@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lading.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lading.catalog import identify, register_architecture
     from lading.checkpoint import DiskMap, convert_checkpoint, hash_model_file, load_state_dict, open_checkpoint
     from lading.errors import (
         CheckpointError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "lading.catalog": ("identify", "register_architecture"),
     "lading.checkpoint": ("DiskMap", "convert_checkpoint", "hash_model_file", "load_state_dict", "open_checkpoint"),
     "lading.errors": (
         "CheckpointError",
@@ -94,6 +96,7 @@ __all__ = [
     "convert_checkpoint",
     "enable_vram_management",
     "hash_model_file",
+    "identify",
     "load_component",
     "load_components",
     "load_model",
@@ -102,6 +105,7 @@ __all__ = [
     "manage",
     "manager_of",
     "open_checkpoint",
+    "register_architecture",
     "shipped_model",
     "skip_model_initialization",
 ]

@@ -200,6 +200,47 @@ def test_inspect_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixtu
     assert facts["dtypes"] == {"float16": facts["tensors"]}
 
 
+def test_inspect_tells_what_a_checkpoint_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model.safetensors"
+    tensors = {"redux_up.weight": torch.ones(24, 4), "redux_up.bias": torch.ones(24), "redux_down.bias": torch.ones(8)}
+    save_file({**tensors, "redux_down.weight": torch.ones(8, 24)}, file)
+    assert main(["inspect", str(file), "--verify"]) == 0
+    shown = capsys.readouterr().out
+    assert "image_embedder  diffusers.ReduxImageEncoder  family flux, layout diffusers, by structure" in shown
+    assert "redux_dim=4 txt_in_features=8" in shown
+    assert "verified  diffusers.ReduxImageEncoder: every name and shape agrees" in shown
+    save_file({**tensors, "redux_down.weight": torch.ones(8, 25)}, file)
+    assert main(["inspect", str(file), "--verify"]) == 0
+    assert (
+        "mis-shaped: redux_down.weight is (8, 25), diffusers.ReduxImageEncoder makes (8, 24)" in capsys.readouterr().out
+    )
+
+
+def test_inspect_json_holds_candidates_and_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unet = shipped_model() / "unet"
+    assert main(["inspect", "--json", "--verify", str(unet)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    (candidate,) = facts["candidates"]
+    assert candidate["family"] == "stable_diffusion"
+    assert candidate["component"] == "unet"
+    assert candidate["model_class"] == "diffusers.UNet2DConditionModel"
+    assert candidate["layout"] == "diffusers"
+    assert candidate["match"] == "structure"
+    assert candidate["faults"] == []
+    assert facts["problems"] == []
+    save_file({"nobody.knows": torch.ones(3)}, tmp_path / "unknown.safetensors")
+    assert main(["inspect", "--json", str(tmp_path / "unknown.safetensors")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["candidates"] == []
+    assert "not recognised" in facts["problems"][0]
+
+
+def test_inspect_names_missing_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"redux_up.weight": torch.ones(24, 4)}, tmp_path / "model-00001-of-00002.safetensors")
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "1 shards are missing: model-00002-of-00002.safetensors" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments", [["convert", "--help"], ["--help"], ["generate", "--help"], ["inspect", str(shipped_model() / "vae")]]
 )

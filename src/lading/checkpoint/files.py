@@ -32,10 +32,12 @@ class FileList:
 
     Attributes:
         owners: tensor name -> file, as an index states it; empty without an index.
+        missing: names of shards that are not there; only where that was allowed.
     """
 
     files: tuple[Path, ...]
     owners: dict[str, Path] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
 
 def natural_key(path: str | os.PathLike[str]) -> list[tuple[int, int, str]]:
@@ -60,33 +62,39 @@ def stem_of(file: Path) -> str:
     return "model" if head == "pytorch_model" else head
 
 
-def find_files(path: CheckpointPath) -> FileList:
+def find_files(path: CheckpointPath, complete: bool = True) -> FileList:
     """Return the files that a path stands for.
+
+    Args:
+        complete: False allows for missing shards and names them.
 
     Raises:
         CheckpointError: nothing is there, it is ambiguous, shards are missing, or a file lies outside its folder.
     """
     if not isinstance(path, (str, os.PathLike)):
-        lists = [find_files(part) for part in path]
+        lists = [find_files(part, complete) for part in path]
         if not lists:
             raise CheckpointError("an empty list of paths names no checkpoint: name at least one file")
         owners = {name: file for part in lists for name, file in part.owners.items()}
-        return FileList(tuple(file for part in lists for file in part.files), owners)
+        files = tuple(file for part in lists for file in part.files)
+        told = {name for part in lists if part.owners for name in part.missing}
+        absent = told | {name for _, _, names in _absent_shards(files) for name in names}
+        return FileList(files, owners, () if complete else tuple(sorted(absent)))
     text = os.fspath(path)
     if "\0" in text:
         raise CheckpointError(f"{text!r} is not a path: it holds a NUL character")
     try:
-        return _find_one(text)
+        return _find_one(text, complete)
     except OSError as error:
         raise CheckpointError(f"{text}: cannot be read: {error.strerror}") from None
 
 
-def _find_one(text: str) -> FileList:
+def _find_one(text: str, complete: bool) -> FileList:
     place = Path(text)
     if place.is_dir():
-        return find_in_folder(place)
+        return find_in_folder(place, complete=complete)
     if place.is_file():
-        return read_index(place) if place.name.endswith(".json") else FileList((place,))
+        return read_index(place, complete) if place.name.endswith(".json") else _listed((place,), complete)
     if any(sign in text for sign in "*?["):
         import glob  # few paths are patterns
 
@@ -94,20 +102,30 @@ def _find_one(text: str) -> FileList:
         files = tuple(match for match in matches if match.is_file())
         if not files:
             raise CheckpointError(f"{text}: no file matches this pattern{_what_is_there(place.parent)}")
-        _require_all_shards(files)
-        return FileList(files)
+        if complete:
+            _require_all_shards(files)
+        return _listed(files, complete)
     if place.exists():
         raise CheckpointError(f"{text}: neither a file nor a folder: name a checkpoint")
     raise CheckpointError(f"{text}: there is no such file or folder{_what_is_there(place.parent)}")
 
 
-def find_in_folder(folder: Path, stem: str | None = None, variant: str | None = None) -> FileList:
+def _listed(files: tuple[Path, ...], complete: bool) -> FileList:
+    """A list without an index: only the numbers in the files' names tell what is missing."""
+    missing = () if complete else tuple(name for _, _, names in _absent_shards(files) for name in names)
+    return FileList(files, missing=missing)
+
+
+def find_in_folder(
+    folder: Path, stem: str | None = None, variant: str | None = None, complete: bool = True
+) -> FileList:
     """Return the weights in a folder: an index before single files, safetensors before other formats.
 
     Args:
         folder: a component's folder; its subfolders are not searched.
         stem: only files of this name, such as "diffusion_pytorch_model".
         variant: only files of this variant, such as "fp16" in "model.fp16.safetensors".
+        complete: False allows for missing shards and names them.
 
     Raises:
         CheckpointError: no weights, or several that do not belong together.
@@ -119,10 +137,10 @@ def find_in_folder(folder: Path, stem: str | None = None, variant: str | None = 
     ):
         indices = [file for file in weights if _is_index(file.name, index_suffix, stem, variant)]
         if len(indices) == 1:
-            return read_index(indices[0])
+            return read_index(indices[0], complete)
         singles = [file for file in weights if _is_weight(file.name, suffixes, stem, variant)]
         if singles:
-            return _one_checkpoint(folder, singles)
+            return _one_checkpoint(folder, singles, complete)
         if indices:
             raise _ambiguous(folder, indices)
     wanted = "".join(
@@ -133,8 +151,11 @@ def find_in_folder(folder: Path, stem: str | None = None, variant: str | None = 
     raise CheckpointError(f"{folder}: there are no weights{wanted} in this folder{_what_is_there(folder)}")
 
 
-def read_index(index: Path) -> FileList:
+def read_index(index: Path, complete: bool = True) -> FileList:
     """Return the shards that a `*.index.json` names.
+
+    Args:
+        complete: False allows for missing shards and names them; one at least must be there.
 
     Raises:
         CheckpointError: it is not an index, or a shard is missing or lies outside the index's folder.
@@ -152,11 +173,13 @@ def read_index(index: Path) -> FileList:
         raise CheckpointError(f"{index}: not a checkpoint's index: it has no weight_map of tensor names to files")
     shards = {name: _inside(index.parent, name, index) for name in sorted(set(weight_map.values()), key=natural_key)}
     missing = [name for name, file in shards.items() if not file.is_file()]
-    if missing:
+    if missing and (complete or len(missing) == len(shards)):
         raise CheckpointError(
             f"{index}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}: fetch them"
         )
-    return FileList(tuple(shards.values()), {name: shards[shard] for name, shard in weight_map.items()})
+    present = {name: file for name, file in shards.items() if name not in missing}
+    owners = {name: present[shard] for name, shard in weight_map.items() if shard in present}
+    return FileList(tuple(present.values()), owners, tuple(missing))
 
 
 def _inside(folder: Path, name: str, named_by: Path) -> Path:
@@ -200,7 +223,7 @@ def _is_weight(name: str, suffixes: tuple[str, ...], stem: str | None, variant: 
     return head == wanted if stem else head.endswith(wanted)
 
 
-def _one_checkpoint(folder: Path, files: list[Path]) -> FileList:
+def _one_checkpoint(folder: Path, files: list[Path], complete: bool) -> FileList:
     if len(files) > 1:
         named = [file for file in files if file.name[: file.name.rindex(".")] in WEIGHT_STEMS]
         files = named if len(named) == 1 else files
@@ -211,22 +234,31 @@ def _one_checkpoint(folder: Path, files: list[Path]) -> FileList:
     chosen = tuple(
         _inside(folder, file.name, folder) for file in sorted(files, key=lambda file: natural_key(file.name))
     )
-    _require_all_shards(chosen)
-    return FileList(chosen)
+    if complete:
+        _require_all_shards(chosen)
+    return _listed(chosen, complete)
 
 
 def _require_all_shards(files: tuple[Path, ...]) -> None:
+    for folder, count, names in _absent_shards(files):
+        missing = ", ".join(names)
+        raise CheckpointError(f"{folder}: {len(names)} of {count} shards are missing: {missing}: fetch them")
+
+
+def _absent_shards(files: Iterable[Path]) -> list[tuple[Path, int, list[str]]]:
+    """What the numbers in shards' names tell: for each family its folder, how many it has, and which are not there."""
     present: dict[tuple[Path, str, str, int], set[int]] = {}
     for file in files:
         shard = re.fullmatch(_SHARD, file.name)
         if shard is not None:
             family = (file.parent, shard["stem"], shard["rest"], int(shard["count"]))
             present.setdefault(family, set()).add(int(shard["number"]))
+    absent = []
     for (folder, stem, rest, count), numbers in present.items():
         missing = [number for number in range(1, min(count, 1000) + 1) if number not in numbers]
         if missing:
-            names = ", ".join(f"{stem}-{number:05}-of-{count:05}{rest}" for number in missing)
-            raise CheckpointError(f"{folder}: {len(missing)} of {count} shards are missing: {names}: fetch them")
+            absent.append((folder, count, [f"{stem}-{number:05}-of-{count:05}{rest}" for number in missing]))
+    return absent
 
 
 def _ambiguous(folder: Path, files: list[Path]) -> CheckpointError:

@@ -24,10 +24,12 @@ class Checkpoint(Mapping[str, TensorInfo]):
     Attributes:
         inventories: what each file holds, in the order in which the files are merged.
         tensors: the merged tensors; of a name in several files the index decides, else the last file.
+        missing: names of shards that are not there; only where that was allowed.
     """
 
     inventories: tuple[FileInventory, ...]
     tensors: Mapping[str, TensorInfo]
+    missing: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self.tensors[name]
@@ -63,7 +65,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
         layout: dict[str, Any] = {}
         for inventory in self.inventories:
             layout.update(inventory.layout)
-        return hashlib.md5(_layout_text(layout, with_shape).encode(), usedforsecurity=False).hexdigest()
+        return hash_layout(layout, with_shape)
 
     def __str__(self) -> str:
         dtypes = ", ".join(self.dtypes)
@@ -71,11 +73,12 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return f"{files}: {len(self)} tensors, {format_size(self.nbytes)}, {dtypes}"
 
 
-def open_checkpoint(path: CheckpointPath) -> Checkpoint:
+def open_checkpoint(path: CheckpointPath, complete: bool = True) -> Checkpoint:
     """Read what a checkpoint holds: names, dtypes, shapes and places, no data.
 
     Args:
         path: a file, a list of files, a folder, a glob or an `index.json`.
+        complete: False allows for missing shards; `.missing` then names them.
 
     Raises:
         CheckpointError: a file is missing, damaged, unsafe or not a checkpoint.
@@ -85,7 +88,7 @@ def open_checkpoint(path: CheckpointPath) -> Checkpoint:
     >>> checkpoint["decoder.conv_in.bias"].dtype
     'float16'
     """
-    found = find_files(path)
+    found = find_files(path, complete)
     inventories = tuple(read_inventory(file) for file in found.files)
     tensors: dict[str, TensorInfo] = {}
     for inventory in inventories:
@@ -96,7 +99,7 @@ def open_checkpoint(path: CheckpointPath) -> Checkpoint:
         if info is None:
             raise CheckpointError(f"{file}: the index places tensor {name!r} here, the file lacks it: fetch it again")
         tensors[name] = info
-    return Checkpoint(inventories, tensors)
+    return Checkpoint(inventories, tensors, found.missing)
 
 
 def read_inventory(file: Path) -> FileInventory:
@@ -147,6 +150,11 @@ def hash_model_file(path: CheckpointPath, with_shape: bool = True) -> str:
     True
     """
     return open_checkpoint(path).hash(with_shape)
+
+
+def hash_layout(layout: Mapping[str, Any], with_shape: bool = True) -> str:
+    """Return the hash of names and shapes; a mapping instead of a shape is a nested dict of them."""
+    return hashlib.md5(_layout_text(layout, with_shape).encode(), usedforsecurity=False).hexdigest()
 
 
 def _layout_text(layout: Mapping[str, Any], with_shape: bool) -> str:

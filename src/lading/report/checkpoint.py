@@ -1,32 +1,58 @@
-"""A checkpoint as text and as JSON."""
+"""A checkpoint, and what it was recognised as, as text and as JSON."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from lading.checkpoint import Checkpoint
 from lading.sizes import format_size
 
+if TYPE_CHECKING:
+    from lading.catalog import Candidate, Identification
+    from lading.checkpoint import Checkpoint
 
-def checkpoint_json(checkpoint: Checkpoint) -> str:
-    """Return one JSON object with the header's facts; recognition adds its candidates."""
+_MOST_FAULTS = 10
+
+
+def checkpoint_json(
+    checkpoint: Checkpoint, identification: Identification, faults: Mapping[Candidate, list[str]] | None = None
+) -> str:
+    """Return one JSON object: the header's facts, the candidates and the problems.
+
+    Args:
+        faults: what verification found for each candidate; None if it was not asked for.
+    """
+    candidates = [candidate.to_json() for candidate in identification.candidates]
+    for entry, candidate in zip(candidates, identification.candidates, strict=True):
+        if faults is not None and candidate in faults:
+            entry["faults"] = faults[candidate]
     facts = {
-        "hash": checkpoint.hash(),
+        "hash": identification.hash,
         "tensors": len(checkpoint),
         "nbytes": checkpoint.nbytes,
         "dtypes": checkpoint.dtypes,
         "files": [str(file) for file in checkpoint.files],
         "metadata": checkpoint.metadata,
-        "candidates": [],
-        "problems": [],
+        "candidates": candidates,
+        "problems": list(identification.problems),
     }
     return json.dumps(facts)
 
 
-def checkpoint_text(checkpoint: Checkpoint, tensors: bool = False) -> str:
-    """Return the header's facts as lines; with `tensors` also one line for each tensor."""
+def checkpoint_text(
+    checkpoint: Checkpoint,
+    identification: Identification,
+    faults: Mapping[Candidate, list[str]] | None = None,
+    tensors: bool = False,
+) -> str:
+    """Return the header's facts and what the checkpoint is as lines; with `tensors` also one line for each tensor.
+
+    Args:
+        faults: what verification found for each candidate; None if it was not asked for.
+    """
     lines = [
-        f"hash      {checkpoint.hash()}",
+        f"hash      {identification.hash}",
         f"tensors   {len(checkpoint)}",
         f"bytes     {checkpoint.nbytes} ({format_size(checkpoint.nbytes)})",
         "dtypes    " + ", ".join(f"{dtype} x {count}" for dtype, count in checkpoint.dtypes.items()),
@@ -35,10 +61,21 @@ def checkpoint_text(checkpoint: Checkpoint, tensors: bool = False) -> str:
         size = format_size(inventory.stamp.nbytes)
         lines.append(f"file      {inventory.file} ({inventory.format}, {len(inventory.tensors)} tensors, {size})")
     lines += [f"metadata  {key} = {_clip(value)}" for key, value in sorted(checkpoint.metadata.items())]
+    lines += ["", identification.explain()]
+    for candidate, found in (faults or {}).items():
+        lines += _verdict(candidate, found)
     if tensors:
         width = max((len(name) for name in checkpoint), default=0)
-        lines += [f"{name:{width}}  {info}" for name, info in checkpoint.items()]
+        lines += ["", *(f"{name:{width}}  {info}" for name, info in checkpoint.items())]
     return "\n".join(lines)
+
+
+def _verdict(candidate: Candidate, faults: list[str]) -> list[str]:
+    if not faults:
+        return [f"verified  {candidate.model_class}: every name and shape agrees"]
+    more = len(faults) - _MOST_FAULTS
+    lines = [f"differs   {candidate.model_class}: {fault}" for fault in faults[:_MOST_FAULTS]]
+    return [*lines, f"          and {more} more"] if more > 0 else lines
 
 
 def _clip(text: str) -> str:

@@ -1,0 +1,22 @@
+"""Autoencoders whose levels are arranged in ways that shapes tell only in part: known as they were published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lading.catalog.architecture import Config
+from lading.catalog.shapes import UnknownSizeError
+
+
+def published_arrangement(told: Mapping[str, Any], published: Mapping[str, Config]) -> dict[str, Any]:
+    """Return the published config that says what shapes tell.
+
+    Raises:
+        UnknownSizeError: none does.
+    """
+    for config in published.values():
+        if all(config[key] == value for key, value in told.items()):
+            return dict(config)
+    sizes = ", ".join(f"{key} {value}" for key, value in told.items())
+    raise UnknownSizeError(f"a published arrangement of levels: this one has {sizes}")

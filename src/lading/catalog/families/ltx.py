@@ -1,0 +1,303 @@
+"""LTX-Video and LTX-2: films from prompts and pictures, LTX-2 with sound. https://github.com/Lightricks"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
+from lading.catalog.families._arrangement import published_arrangement
+from lading.catalog.keymap import KeyMap, Rule, rename
+from lading.catalog.shapes import Shapes, quotient
+
+_VIDEO_2B = {
+    "in_channels": 128,
+    "out_channels": 128,
+    "num_attention_heads": 32,
+    "attention_head_dim": 64,
+    "cross_attention_dim": 2048,
+    "num_layers": 28,
+    "caption_channels": 4096,
+    "attention_bias": True,
+    "attention_out_bias": True,
+}
+_VIDEO_13B = {**_VIDEO_2B, "attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48}
+_LTX2 = {
+    "in_channels": 128,
+    "out_channels": 128,
+    "num_attention_heads": 32,
+    "attention_head_dim": 128,
+    "cross_attention_dim": 4096,
+    "gated_attn": False,
+    "cross_attn_mod": False,
+    "audio_in_channels": 128,
+    "audio_out_channels": 128,
+    "audio_num_attention_heads": 32,
+    "audio_attention_head_dim": 64,
+    "audio_cross_attention_dim": 2048,
+    "audio_gated_attn": False,
+    "audio_cross_attn_mod": False,
+    "num_layers": 48,
+    "caption_channels": 3840,
+    "attention_bias": True,
+    "attention_out_bias": True,
+    "use_prompt_embeddings": True,
+    "ff_bias": True,
+    "audio_ff_bias": True,
+    "use_prompt_adaln_single": True,
+    "use_keyframes_abs_pos_embedding": False,
+}
+_WITHOUT_BIASES = {
+    **_LTX2,
+    "num_layers": 1,
+    "attention_bias": False,
+    "attention_out_bias": False,
+    "ff_bias": False,
+    "audio_ff_bias": False,
+    "use_keyframes_abs_pos_embedding": True,
+}
+_LTX2_3 = {
+    **_LTX2,
+    "gated_attn": True,
+    "cross_attn_mod": True,
+    "audio_gated_attn": True,
+    "audio_cross_attn_mod": True,
+    "use_prompt_embeddings": False,
+}
+_VAES = {
+    "Lightricks/LTX-Video": {
+        "latent_channels": 128,
+        "block_out_channels": (128, 256, 512, 512),
+        "decoder_block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": (4, 3, 3, 3, 4),
+        "decoder_layers_per_block": (4, 3, 3, 3, 4),
+        "timestep_conditioning": False,
+    }
+}
+_LTX2_VAES = {
+    "Lightricks/LTX-2": {
+        "latent_channels": 128,
+        "block_out_channels": (256, 512, 1024, 2048),
+        "decoder_block_out_channels": (256, 512, 1024),
+        "layers_per_block": (4, 6, 6, 2, 2),
+        "decoder_layers_per_block": (5, 5, 5, 5),
+        "timestep_conditioning": False,
+    }
+}
+_HEADS = 32
+"""Of every published model; the norms span all heads, so that shapes do not tell it."""
+
+
+def _video(shapes: Shapes) -> dict[str, Any]:
+    width, in_channels = shapes.shape("proj_in.weight")
+    return {
+        "in_channels": in_channels,
+        "out_channels": shapes.size("proj_out.weight"),
+        "num_attention_heads": _HEADS,
+        "attention_head_dim": quotient(width, _HEADS, "width of a head"),
+        "cross_attention_dim": shapes.size("transformer_blocks.{n}.attn2.to_k.weight", 1),
+        "num_layers": shapes.count("transformer_blocks"),
+        "caption_channels": shapes.size("caption_projection.linear_1.weight", 1),
+        "attention_bias": shapes.has("transformer_blocks.{n}.attn1.to_q.bias"),
+        "attention_out_bias": shapes.has("transformer_blocks.{n}.attn1.to_out.0.bias"),
+    }
+
+
+def _ltx2(shapes: Shapes) -> dict[str, Any]:
+    width, in_channels = shapes.shape("proj_in.weight")
+    audio_width, audio_channels = shapes.shape("audio_proj_in.weight")
+    block, caption = "transformer_blocks.{n}", "caption_projection.linear_1.weight"
+    modulated = shapes.size("time_embed.linear.weight") == 9 * width
+    audio_modulated = shapes.size("audio_time_embed.linear.weight") == 9 * audio_width
+    prompted = shapes.has("prompt_adaln.linear.weight")
+    return {
+        "in_channels": in_channels,
+        "out_channels": shapes.size("proj_out.weight"),
+        "num_attention_heads": _HEADS,
+        "attention_head_dim": quotient(width, _HEADS, "width of a head"),
+        "cross_attention_dim": shapes.size(f"{block}.attn2.to_k.weight", 1),
+        "gated_attn": shapes.has(f"{block}.attn1.to_gate_logits.weight"),
+        "cross_attn_mod": modulated,
+        "audio_in_channels": audio_channels,
+        "audio_out_channels": shapes.size("audio_proj_out.weight"),
+        "audio_num_attention_heads": _HEADS,
+        "audio_attention_head_dim": quotient(audio_width, _HEADS, "width of a head"),
+        "audio_cross_attention_dim": shapes.size(f"{block}.audio_attn2.to_k.weight", 1),
+        "audio_gated_attn": shapes.has(f"{block}.audio_attn1.to_gate_logits.weight"),
+        "audio_cross_attn_mod": audio_modulated,
+        "num_layers": shapes.count("transformer_blocks"),
+        "caption_channels": shapes.size(caption, 1) if shapes.has(caption) else 3840,
+        "attention_bias": shapes.has(f"{block}.attn1.to_q.bias"),
+        "attention_out_bias": shapes.has(f"{block}.attn1.to_out.0.bias"),
+        "use_prompt_embeddings": shapes.has(caption),
+        "ff_bias": shapes.has(f"{block}.ff.net.2.bias"),
+        "audio_ff_bias": shapes.has(f"{block}.audio_ff.net.2.bias"),
+        "use_prompt_adaln_single": prompted or not (modulated or audio_modulated),
+        "use_keyframes_abs_pos_embedding": shapes.has("keyframes_abs_pos_embedding"),
+    }
+
+
+def _levels(shapes: Shapes) -> dict[str, Any]:
+    """What shapes tell of either autoencoder."""
+    down, up = range(shapes.count("encoder.down_blocks")), range(shapes.count("decoder.up_blocks"))
+    return {
+        "latent_channels": shapes.size("decoder.conv_in.conv.weight", 1),
+        "layers_per_block": (
+            *(shapes.count(f"encoder.down_blocks.{level}.resnets") for level in down),
+            shapes.count("encoder.mid_block.resnets"),
+        ),
+        "decoder_layers_per_block": (
+            *(shapes.count(f"decoder.up_blocks.{level}.resnets") for level in reversed(up)),
+            shapes.count("decoder.mid_block.resnets"),
+        ),
+        "timestep_conditioning": shapes.has("decoder.timestep_scale_multiplier"),
+    }
+
+
+def _vae(shapes: Shapes) -> dict[str, Any]:
+    return published_arrangement(_levels(shapes), _VAES)
+
+
+def _ltx2_vae(shapes: Shapes) -> dict[str, Any]:
+    return published_arrangement(_levels(shapes), _LTX2_VAES)
+
+
+def _vae_inputs(_config: Config, extent: Extent) -> Inputs:
+    return {"sample": InputSpec((extent.batch, 3, extent.num_frames, extent.height, extent.width))}
+
+
+def _grid(extent: Extent) -> tuple[int, int, int]:
+    return (extent.num_frames - 1) // 8 + 1, extent.height // 32, extent.width // 32
+
+
+def _video_inputs(config: Config, extent: Extent) -> Inputs:
+    frames, height, width = _grid(extent)
+    return {
+        "hidden_states": InputSpec((extent.batch, frames * height * width, config["in_channels"])),
+        "encoder_hidden_states": InputSpec((extent.batch, extent.tokens, config["caption_channels"])),
+        "timestep": InputSpec((extent.batch,)),
+        "encoder_attention_mask": InputSpec((extent.batch, extent.tokens), "int64"),
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+    }
+
+
+def _ltx2_inputs(config: Config, extent: Extent) -> Inputs:
+    frames, height, width = _grid(extent)
+    audio = max(extent.num_frames, 1)
+    video_text = audio_text = config["caption_channels"]
+    if not config["use_prompt_embeddings"]:
+        video_text, audio_text = config["cross_attention_dim"], config["audio_cross_attention_dim"]
+    return {
+        "hidden_states": InputSpec((extent.batch, frames * height * width, config["in_channels"])),
+        "audio_hidden_states": InputSpec((extent.batch, audio, config["audio_in_channels"])),
+        "encoder_hidden_states": InputSpec((extent.batch, extent.tokens, video_text)),
+        "audio_encoder_hidden_states": InputSpec((extent.batch, extent.tokens, audio_text)),
+        "timestep": InputSpec((extent.batch,)),
+        "sigma": InputSpec((extent.batch,)),
+        "encoder_attention_mask": InputSpec((extent.batch, extent.tokens), "int64"),
+        "audio_encoder_attention_mask": InputSpec((extent.batch, extent.tokens), "int64"),
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "audio_num_frames": audio,
+    }
+
+
+def _attention(*names: str) -> list[Rule]:
+    return [
+        rename(f"transformer_blocks.{{n}}.{name}.{old}.{{leaf}}", f"transformer_blocks.{{n}}.{name}.{new}.{{leaf}}")
+        for name in names
+        for old, new in (("q_norm", "norm_q"), ("k_norm", "norm_k"))
+    ]
+
+
+_VIDEO_ORIGINAL = KeyMap(
+    (
+        rename("patchify_proj.{leaf}", "proj_in.{leaf}"),
+        rename("adaln_single.{rest}", "time_embed.{rest}"),
+        *_attention("attn1", "attn2"),
+        rename("{rest}", "{rest}"),
+    )
+)
+_LTX2_ORIGINAL = KeyMap(
+    (
+        rename("patchify_proj.{leaf}", "proj_in.{leaf}"),
+        rename("audio_patchify_proj.{leaf}", "audio_proj_in.{leaf}"),
+        rename("adaln_single.{rest}", "time_embed.{rest}"),
+        rename("audio_adaln_single.{rest}", "audio_time_embed.{rest}"),
+        rename("prompt_adaln_single.{rest}", "prompt_adaln.{rest}"),
+        rename("audio_prompt_adaln_single.{rest}", "audio_prompt_adaln.{rest}"),
+        rename("av_ca_video_scale_shift_adaln_single.{rest}", "av_cross_attn_video_scale_shift.{rest}"),
+        rename("av_ca_audio_scale_shift_adaln_single.{rest}", "av_cross_attn_audio_scale_shift.{rest}"),
+        rename("av_ca_a2v_gate_adaln_single.{rest}", "av_cross_attn_video_a2v_gate.{rest}"),
+        rename("av_ca_v2a_gate_adaln_single.{rest}", "av_cross_attn_audio_v2a_gate.{rest}"),
+        *(
+            rename(
+                f"transformer_blocks.{{n}}.scale_shift_table_a2v_ca_{side}",
+                f"transformer_blocks.{{n}}.{side}_a2v_cross_attn_scale_shift_table",
+            )
+            for side in ("video", "audio")
+        ),
+        *_attention("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"),
+        rename("{rest}", "{rest}"),
+    )
+)
+_LATENT = LatentNumbers(("batch", "channels", "frames", "height", "width"), 128, spatial=32, temporal=8, multiple=32)
+_UNVERIFIED = {"num_attention_heads": _HEADS, "attention_head_dim": 64}
+
+FAMILY = Family(
+    "ltx",
+    (
+        Architecture(
+            "transformer",
+            "diffusers.LTXVideoTransformer3DModel",
+            _video,
+            _video_inputs,
+            published={"Lightricks/LTX-Video": _VIDEO_2B, "Lightricks/LTX-Video-0.9.7-dev": _VIDEO_13B},
+            layouts={"original": _VIDEO_ORIGINAL},
+            examples=({**_VIDEO_2B, "num_layers": 1, "attention_bias": False, "attention_out_bias": False},),
+            unverified=_UNVERIFIED,
+            lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
+            latent=_LATENT,
+        ),
+        Architecture("vae", "diffusers.AutoencoderKLLTXVideo", _vae, _vae_inputs, _VAES),
+        Architecture("vae", "diffusers.AutoencoderKLLTX2Video", _ltx2_vae, _vae_inputs, _LTX2_VAES),
+        Architecture(
+            "transformer",
+            "diffusers.LTX2VideoTransformer3DModel",
+            _ltx2,
+            _ltx2_inputs,
+            published={"Lightricks/LTX-2": _LTX2, "Lightricks/LTX-2.3": _LTX2_3},
+            layouts={"original": _LTX2_ORIGINAL},
+            examples=(
+                _WITHOUT_BIASES,
+                {**_LTX2_3, "num_layers": 1, "use_prompt_adaln_single": False},
+            ),
+            unverified={**_UNVERIFIED, "audio_num_attention_heads": _HEADS, "audio_attention_head_dim": 64},
+            beside=("video_embeddings_connector.{rest}", "audio_embeddings_connector.{rest}"),
+            lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
+            latent=_LATENT,
+        ),
+    ),
+    repositories={
+        "Lightricks/LTX-Video": Repository(
+            "diffusers.LTXPipeline",
+            {
+                "transformer": Component("diffusers.LTXVideoTransformer3DModel", "Lightricks/LTX-Video"),
+                "vae": Component("diffusers.AutoencoderKLLTXVideo", "Lightricks/LTX-Video"),
+                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+            },
+        ),
+    },
+)
