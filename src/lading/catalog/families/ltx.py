@@ -93,6 +93,17 @@ _LTX2_VAES = {
         "timestep_conditioning": False,
     }
 }
+_LTX2_AUDIO_VAES = {
+    "Lightricks/LTX-2": {
+        "base_channels": 128,
+        "in_channels": 2,
+        "output_channels": 2,
+        "ch_mult": (1, 2, 4),
+        "num_res_blocks": 2,
+        "latent_channels": 8,
+        "mel_bins": 64,
+    }
+}
 _HEADS = 32
 """Of every published model; the norms span all heads, so that shapes do not tell it."""
 
@@ -169,6 +180,25 @@ def _vae(shapes: Shapes) -> dict[str, Any]:
 
 def _ltx2_vae(shapes: Shapes) -> dict[str, Any]:
     return published_arrangement(_levels(shapes), _LTX2_VAES)
+
+
+def _ltx2_audio_vae(shapes: Shapes) -> dict[str, Any]:
+    base, in_channels, *_ = shapes.shape("encoder.conv_in.conv.weight")
+    levels = range(shapes.count("encoder.down"))
+    widths = [shapes.size(f"encoder.down.{level}.block.0.conv1.conv.weight") for level in levels]
+    told = {
+        "base_channels": base,
+        "in_channels": in_channels,
+        "output_channels": shapes.size("decoder.conv_out.conv.weight"),
+        "ch_mult": tuple(quotient(width, base, "channels") for width in widths),
+        "num_res_blocks": shapes.count("encoder.down.0.block"),
+        "latent_channels": shapes.size("decoder.conv_in.conv.weight", 1),
+    }
+    return published_arrangement(told, _LTX2_AUDIO_VAES)
+
+
+def _audio_vae_inputs(config: Config, extent: Extent) -> Inputs:
+    return {"sample": InputSpec((extent.batch, config["in_channels"], 16 * extent.num_frames, config["mel_bins"]))}
 
 
 def _vae_inputs(_config: Config, extent: Extent) -> Inputs:
@@ -273,6 +303,13 @@ FAMILY = Family(
         ),
         Architecture("vae", "diffusers.AutoencoderKLLTXVideo", _vae, _vae_inputs, _VAES),
         Architecture("vae", "diffusers.AutoencoderKLLTX2Video", _ltx2_vae, _vae_inputs, _LTX2_VAES),
+        Architecture(
+            "audio_vae",
+            "diffusers.AutoencoderKLLTX2Audio",
+            _ltx2_audio_vae,
+            _audio_vae_inputs,
+            _LTX2_AUDIO_VAES,
+        ),
         Architecture(
             "transformer",
             "diffusers.LTX2VideoTransformer3DModel",
