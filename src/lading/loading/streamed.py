@@ -11,6 +11,7 @@ from lading.checkpoint import Checkpoint, DiskMap, TensorInfo, read_state_dict
 from lading.checkpoint.dtypes import DtypeOf, cast_of, packed_shape, torch_dtype_of
 from lading.devices import find_device
 from lading.errors import CheckpointError, ComponentError
+from lading.loading.examples import example_call
 from lading.loading.network import (
     build_empty,
     fill,
@@ -77,7 +78,7 @@ def load_streamed(
     for name, places in parameter_places(model).items():
         stored = name if name in infos else next(twin for twin in _names(model, places) if twin in infos)
         weights[name] = Weight(infos[stored], dtypes[stored])
-    manager = Manager(model, weights, checkpoint.inventories, limits)
+    manager = Manager(model, weights, checkpoint.inventories, limits, example_call(model))
     for buffer in model.buffers():
         buffer.data = buffer.data.to(manager.device)
     return model  # type: ignore[return-value] # build_empty built model_class

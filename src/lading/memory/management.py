@@ -123,13 +123,14 @@ class Manager:
         self._names = {part: name for name, part in self._modules.items()}
         self._added_bytes = self._buffer_bytes = 0
         self._rates = limits.rates
-        self._refined = False
+        self._refined = self._assumed = False
         self._planned_for: tuple[int, ...] = ()
         self._watch = Watch(module, self._names, self._places, self, self._stage.lock)
         self._stage.join(self)
         try:
             for entry, (args, kwargs) in (examples or {}).items():
                 self._learn(entry, args, kwargs)
+            self._assumed = bool(self._traces)
             self._replan()
         except BaseException:
             self.release()
@@ -268,6 +269,8 @@ class Manager:
         signature = Signature.of(args, kwargs)
         if any(known.covers(signature) for known in self._known.get(entry, ())):
             return
+        if self._assumed and self._engine is not None:
+            self._forget_traces()  # they were examples, and this is a call
         try:
             found = self._translated(trace(self.module, args, kwargs, entry, self._home.device))
         except LadingError as error:
@@ -290,6 +293,11 @@ class Manager:
             self._replan()
             raise
         self._known.setdefault(entry, []).append(signature)
+
+    def _forget_traces(self) -> None:
+        self._known.clear()
+        self._traces.clear()
+        self._assumed = False
 
     def _translated(self, found: Trace) -> Trace:
         """Give leaves and parameters the names that they had before adapters wrapped them, and drop the adapters'.
@@ -320,8 +328,7 @@ class Manager:
             raise
         if found.added_bytes != self._added_bytes or found.compiled:
             self._added_bytes = found.added_bytes
-            self._known.clear()
-            self._traces.clear()
+            self._forget_traces()
         elif self._planned_for == self._circumstances():
             return
         self._replan()
