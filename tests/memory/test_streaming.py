@@ -20,7 +20,8 @@ from lading import CheckpointError, LadingError, MemoryLimitError, load_model, l
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.reading import Reading
 from lading.memory.image import Weight
-from lading.memory.management import Limits, Manager
+from lading.memory.limits import Limits
+from lading.memory.management import Manager
 from lading.memory.trace import trace
 from tests.memory.odd import Odd
 

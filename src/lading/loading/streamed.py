@@ -22,7 +22,8 @@ from lading.loading.network import (
 )
 from lading.memory.engine import parameter_places
 from lading.memory.image import Weight
-from lading.memory.management import Limits, Manager
+from lading.memory.limits import Limits
+from lading.memory.management import Manager
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
