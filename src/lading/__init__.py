@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lading.hub import ModelConfig, shipped_model
     from lading.loading import (
         Components,
+        latent_format,
         load_component,
         load_components,
         load_model,
@@ -47,6 +48,7 @@ _HOMES = {
     "lading.hub": ("ModelConfig", "shipped_model"),
     "lading.loading": (
         "Components",
+        "latent_format",
         "load_component",
         "load_components",
         "load_model",
@@ -74,6 +76,7 @@ __all__ = [
     "convert_checkpoint",
     "hash_model_file",
     "identify",
+    "latent_format",
     "load_component",
     "load_components",
     "load_model",

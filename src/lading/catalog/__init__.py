@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lading.catalog.identification import Candidate, Identification
     from lading.catalog.keymap import KeyMap, Rule
     from lading.catalog.recognition import identify, identify_checkpoint
-    from lading.catalog.registry import family_names, find_architecture, register_architecture
+    from lading.catalog.registry import family_names, find_architecture, known_families, register_architecture
     from lading.catalog.shapes import Shapes, UnknownSizeError
 
 _HOMES = {
@@ -40,7 +40,7 @@ _HOMES = {
     "lading.catalog.identification": ("Candidate", "Identification"),
     "lading.catalog.recognition": ("identify", "identify_checkpoint"),
     "lading.catalog.keymap": ("KeyMap", "Rule"),
-    "lading.catalog.registry": ("family_names", "find_architecture", "register_architecture"),
+    "lading.catalog.registry": ("family_names", "find_architecture", "known_families", "register_architecture"),
     "lading.catalog.shapes": ("Shapes", "UnknownSizeError"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
@@ -64,6 +64,7 @@ __all__ = [
     "find_architecture",
     "identify",
     "identify_checkpoint",
+    "known_families",
     "known_models",
     "register_architecture",
 ]

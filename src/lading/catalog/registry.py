@@ -51,6 +51,12 @@ def family_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(signature.family for signature in shipped_signatures()), *_registered]))
 
 
+def known_families() -> list[Family]:
+    """Return all families, those that a program registered first."""
+    shipped = dict.fromkeys(signature.family for signature in shipped_signatures())
+    return [*_registered.values(), *(shipped_family(name) for name in shipped)]
+
+
 def find_architecture(family: str, model_class: str) -> Architecture:
     """Return an architecture by its family and class.
 

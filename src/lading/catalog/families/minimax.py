@@ -8,6 +8,8 @@ from typing import Any
 from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
 from lading.catalog.keymap import KeyMap, Rule, rename, split, split_heads, swap_halves
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, product
+from lading.latents.frames import FrameRule
 
 _H3 = {
     "num_attention_heads": 56,
@@ -95,6 +97,15 @@ def _vocoder(shapes: Shapes) -> dict[str, Any]:
         "decoder_hidden_dim": shapes.size("conv_in.weight_v"),
         "upsampling_ratios": tuple(kernel // 2 for kernel in kernels),
     }
+
+
+def _clips(autoencoder: Config) -> FrameRule | None:
+    """The autoencoder codes films in clips and drops tokens between them; the last, shorter one makes two of them."""
+    clip, strides = autoencoder.get("clip_length"), autoencoder.get("temporal_downsample_factors")
+    if clip is None or strides is None:
+        return None
+    tokens = -(-clip // prod(strides))
+    return FrameRule(clip, first=tokens, latents=tokens, first_latents=2)
 
 
 def _h3_inputs(config: Config, extent: Extent) -> Inputs:
@@ -188,7 +199,15 @@ FAMILY = Family(
             unverified={"patch_size": _PATCH, "rope_freq_dim": 16},
             beside=("rope.inv_freq",),
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=LatentNumbers(("batch", "channels", "frames", "height", "width"), 24, 16, 4, patch=2, multiple=32),
+            latent=LatentNumbers(
+                ("batch", "channels", "frames", "height", "width"),
+                24,
+                spatial=16,
+                temporal=FrameRule(17, first=5, latents=5, first_latents=2),
+                patch=2,
+                guidance="none",
+                autoencoder=AutoencoderEntries(product("spatial_downsample_factors"), frames=_clips),
+            ),
         ),
         Architecture(
             "transformer",

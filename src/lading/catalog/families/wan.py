@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -9,6 +10,7 @@ from lading.catalog.architecture import Architecture, Config, Extent, Family, In
 from lading.catalog.families import _causal_vae
 from lading.catalog.keymap import KeyMap, Rule, rename
 from lading.catalog.shapes import Shapes, UnknownSizeError, quotient
+from lading.latents.compression import AutoencoderEntries, entry, every
 
 _HEAD_DIM = 128
 """Of every published model; the norms span all heads, so that shapes do not tell it."""
@@ -289,7 +291,17 @@ def _resampling(file: str, model: str) -> list[Rule]:
 
 
 _UNVERIFIED = {"num_attention_heads": 40, "attention_head_dim": _HEAD_DIM}
-_LATENT = LatentNumbers(("batch", "channels", "frames", "height", "width"), 16, 8, temporal=4, patch=2, multiple=16)
+_LATENT = LatentNumbers(
+    ("batch", "channels", "frames", "height", "width"),
+    16,
+    spatial=8,
+    temporal=4,
+    patch=2,
+    guidance="passes",
+    autoencoder=AutoencoderEntries(
+        entry("scale_factor_spatial"), frames=every(entry("scale_factor_temporal")), channels=entry("z_dim")
+    ),
+)
 _LORA = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
 FAMILY = Family(
@@ -353,7 +365,7 @@ FAMILY = Family(
             layouts={"original": KeyMap(_ANIMATE_2_RULES)},
             unverified={"num_heads": 40},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=_LATENT,
+            latent=replace(_LATENT, channels_entry="out_dim"),
         ),
         Architecture(
             "vae",
