@@ -205,6 +205,7 @@ FAMILY = Family(
                 spatial=16,
                 temporal=FrameRule(17, first=5, latents=5, first_latents=2),
                 patch=2,
+                packed=True,
                 guidance="none",
                 autoencoder=AutoencoderEntries(product("spatial_downsample_factors"), frames=_clips),
             ),
