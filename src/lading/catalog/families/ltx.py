@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lading.catalog.architecture import (
@@ -18,6 +19,8 @@ from lading.catalog.architecture import (
 from lading.catalog.families._arrangement import published_arrangement
 from lading.catalog.keymap import KeyMap, Rule, rename
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, entry, every, first_of, patches_halved
+from lading.latents.latent_numbers import AudioNumbers
 
 _VIDEO_2B = {
     "in_channels": 128,
@@ -283,7 +286,27 @@ _LTX2_ORIGINAL = KeyMap(
         rename("{rest}", "{rest}"),
     )
 )
-_LATENT = LatentNumbers(("batch", "channels", "frames", "height", "width"), 128, spatial=32, temporal=8, multiple=32)
+_SCALING = "spatio_temporal_scaling"
+_LATENT = LatentNumbers(
+    ("batch", "channels", "frames", "height", "width"),
+    128,
+    spatial=32,
+    temporal=8,
+    packed=True,
+    autoencoder=AutoencoderEntries(
+        first_of(entry("spatial_compression_ratio"), patches_halved("patch_size", _SCALING)),
+        frames=every(first_of(entry("temporal_compression_ratio"), patches_halved("patch_size_t", _SCALING))),
+    ),
+)
+_AUDIO = AudioNumbers(
+    channels=8,
+    bins=64,
+    bins_per_latent=4,
+    frames_per_latent=4,
+    sampling_rate=16000,
+    hop_length=160,
+    denoiser_channels="audio_in_channels",
+)
 _UNVERIFIED = {"num_attention_heads": _HEADS, "attention_head_dim": 64}
 
 FAMILY = Family(
@@ -324,7 +347,7 @@ FAMILY = Family(
             unverified={**_UNVERIFIED, "audio_num_attention_heads": _HEADS, "audio_attention_head_dim": 64},
             beside=("video_embeddings_connector.{rest}", "audio_embeddings_connector.{rest}"),
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=_LATENT,
+            latent=replace(_LATENT, audio=_AUDIO),
         ),
     ),
     repositories={

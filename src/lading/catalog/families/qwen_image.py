@@ -18,6 +18,7 @@ from lading.catalog.architecture import (
 from lading.catalog.families import _causal_vae
 from lading.catalog.families._rotary import three_axes
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, entry, halvings
 
 _BASE = {
     "in_channels": 64,
@@ -130,7 +131,16 @@ FAMILY = Family(
             unverified={"axes_dims_rope": (16, 56, 56), "zero_cond_t": False, "use_layer3d_rope": False},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=LatentNumbers(
-                ("batch", "frames", "channels", "height", "width"), 16, spatial=8, patch=2, multiple=16
+                ("batch", "frames", "channels", "height", "width"),
+                16,
+                spatial=8,
+                patch=2,
+                patch_entry=None,
+                packed=True,
+                channels_entry="in_channels",
+                layers_entry="use_layer3d_rope",
+                guidance="passes",
+                autoencoder=AutoencoderEntries(spatial=halvings("temperal_downsample"), channels=entry("z_dim")),
             ),
         ),
         Architecture(
