@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import close_session, constants
 from safetensors.torch import load_file, save_file
 
 from lading import shipped_model
+from lading.hub.huggingface import HuggingFace
 from tests.hub.server import Hub, serve
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -67,3 +69,12 @@ def run(environment: dict[str, str], tmp_path: Path) -> Run:
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
     """The last line of what a program said on stderr: its exception."""
     return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def source(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HuggingFace]:
+    """This process's way to the test's hub, with an empty cache and little patience."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setattr("lading.hub.stream._FIRST_WAIT_SECONDS", 0.01)
+    yield HuggingFace(token=False, endpoint=hub.endpoint)
+    close_session()

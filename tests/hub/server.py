@@ -149,7 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(url.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         with self.server.lock:
-            self.server.log.append(Request(self.command, path, dict(self.headers)))
+            self.server.log.append(
+                Request(self.command, path, {name.title(): value for name, value in self.headers.items()})
+            )
         parts = path.strip("/").split("/")
         self._fault = self.server.fault_for(self.command, query.get("FilePath", path))
         if self._fault is not None and self._fault.status is not None:

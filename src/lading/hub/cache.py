@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lading.errors import DownloadError
-from lading.hub.fetching import FILES_AT_ONCE, Job, Watcher, fetch
 from lading.hub.huggingface import HuggingFace
 from lading.hub.repository import RemoteFile, Repository, check_model_id, check_revision
+from lading.hub.transfers import FILES_AT_ONCE, Job, Watcher, fetch_files
 
 MAX_STREAMED_BYTES = 50_000_000_000
 """Larger files the hub sends in its own protocol alone, which its client speaks."""
@@ -32,7 +32,7 @@ def fetch_into_cache(
     snapshot = _repository_folder(repository.model_id) / "snapshots" / repository.commit
     missing = [file for file in files if not (snapshot / file.name).exists()]
     jobs = [_job(repository, file) for file in missing if _is_streamed(file)]
-    fetch(source, repository, [job for job in jobs if not job.target.exists()], watcher or Watcher())
+    fetch_files(source, repository, [job for job in jobs if not job.target.exists()], watcher or Watcher())
     if missing:
         with ThreadPoolExecutor(max_workers=FILES_AT_ONCE, thread_name_prefix="lading-link") as pool:
             list(pool.map(lambda file: source.link(repository, file), missing))

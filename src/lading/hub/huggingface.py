@@ -192,7 +192,7 @@ def _meaning_of_status(status: int, retry_after: str | None, where: str) -> str:
         wait = f" for {retry_after} s" if retry_after else " for a while"
         return f"{where} limits the rate of requests (429): wait{wait}, or log in (`hf auth login`) for a higher limit"
     if status == 401:
-        return f"{where} does not accept the token (401): log in again (`hf auth login`) or correct HF_TOKEN"
+        return f"{where} wants a token that may read this model (401): log in (`hf auth login`) or correct HF_TOKEN"
     if status == 403:
         return f"{where} forbids it (403): the token has no right to read this model: ask for access, or log in anew"
     if status == 416:

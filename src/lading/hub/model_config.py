@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from lading.checkpoint.files import natural_key
 from lading.errors import DownloadError
-from lading.hub.fetching import Watcher, fetch, jobs_in_folder
 from lading.hub.repository import (
     Repository,
     check_model_id,
@@ -21,6 +20,7 @@ from lading.hub.repository import (
     what_is_there,
 )
 from lading.hub.source import Source, open_source
+from lading.hub.transfers import Watcher, fetch_files, jobs_in_folder
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,7 @@ def fetch_matching(
     """
     repository = source.repository(model_id, revision)
     files = repository.named(require_matches(repository, patterns))
-    fetch(source, repository, jobs_in_folder(repository, files, folder), watcher or Watcher())
+    fetch_files(source, repository, jobs_in_folder(repository, files, folder), watcher or Watcher())
     return repository
 
 

@@ -146,7 +146,9 @@ def open_remote(
         DownloadError: the hub does not have it or does not show it, or remote requests are turned off.
     """
     if skips_download():
-        raise DownloadError(f"{model_id}: remote requests are turned off: unset LADING_SKIP_DOWNLOAD to look at it")
+        raise DownloadError(
+            f"{model_id}: remote requests are turned off: unset HF_HUB_OFFLINE and LADING_SKIP_DOWNLOAD to look at it"
+        )
     source = HuggingFace(token)
     return RemoteModel(source, source.repository(model_id, revision), variant)
 

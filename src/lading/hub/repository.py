@@ -195,5 +195,6 @@ def setting(name: str) -> str | None:
 
 
 def skips_download() -> bool:
-    """Tell whether the environment forbids every remote request."""
-    return (setting("SKIP_DOWNLOAD") or "").lower() in ("1", "true", "yes", "on")
+    """Tell whether the environment forbids every remote request; `HF_HUB_OFFLINE` does so too."""
+    given = (setting("SKIP_DOWNLOAD"), os.environ.get("HF_HUB_OFFLINE"))
+    return any((value or "").lower() in ("1", "true", "yes", "on") for value in given)

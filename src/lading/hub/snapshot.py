@@ -71,12 +71,10 @@ def _fetch(
     subfolder: str | None,
     token: str | bool | None,
 ) -> Path:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
     from lading.hub.cache import cached_folder, fetch_into_cache
     from lading.hub.huggingface import HuggingFace
 
-    if HF_HUB_OFFLINE or skips_download():
+    if skips_download():
         return cached_folder(model_id, revision)
     source = HuggingFace(token)
     repository = source.repository(model_id, revision)

@@ -16,7 +16,6 @@ MAX_PATIENCE_SECONDS = 60.0
 """The longest wait that a hub may ask for; one that asks for more is reported at once."""
 
 _FIRST_WAIT_SECONDS = 0.5
-_CHUNK_BYTES = 1 << 20
 _BUSY = (408, 429, 500, 502, 503, 504)
 
 T = TypeVar("T")
@@ -157,7 +156,7 @@ def _chunks(
                 if start or end != nbytes:
                     yield None
                 start, end = 0, nbytes
-        for chunk in response.iter_bytes(_CHUNK_BYTES):
+        for chunk in response.iter_bytes():  # as it arrives: what a broken connection gave is kept
             start += len(chunk)
             if start > end:
                 raise DownloadError(f"{url}: more than the {nbytes} bytes that the hub lists: fetch it again later")

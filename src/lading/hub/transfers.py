@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ _CHUNK_BYTES = 1 << 20
 class Watcher:
     """Told how a fetch goes, from several threads; this one tells nobody."""
 
-    def start(self, jobs: Iterable[Job]) -> None:
+    def start(self, jobs: Sequence[Job]) -> None:
         """These files will be fetched."""
 
     def advance(self, file: RemoteFile, nbytes: int) -> None:
@@ -59,7 +59,7 @@ class Job:
         return max(0, self.file.nbytes - (self.partial.stat().st_size if self.partial.exists() else 0))
 
 
-def fetch(
+def fetch_files(
     source: Source,
     repository: Repository,
     jobs: Iterable[Job],
