@@ -87,7 +87,7 @@ def test_patterns_choose_and_an_unknown_one_is_answered_with_close_names(hub: Hu
     assert (failed.returncode, last_line(failed)) == (
         1,
         "lading: org/name: no file on the hub matches 'vae/confg.json': close to it are vae/config.json, "
-        "unet/config.json: correct the pattern",
+        "unet/config.json, text_encoder/config.json: correct the pattern",
     )
 
 
