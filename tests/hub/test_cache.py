@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from huggingface_hub import scan_cache_dir, snapshot_download
+from huggingface_hub import constants, scan_cache_dir, snapshot_download
 
 from lading import DownloadError
 from lading.hub import cache
@@ -29,7 +29,7 @@ def originals(hub: Hub) -> dict[str, bytes]:
     return {name: (hub.root / "org/name" / name).read_bytes() for name in NAMES}
 
 
-def test_what_lading_fetched_the_client_finds(hub: Hub, source: HuggingFace, tmp_path: Path) -> None:
+def test_what_lading_fetched_the_client_finds(hub: Hub, source: HuggingFace) -> None:
     folder = fetch(source)
     assert contents(folder) == originals(hub)
     hub.log.clear()
@@ -39,7 +39,7 @@ def test_what_lading_fetched_the_client_finds(hub: Hub, source: HuggingFace, tmp
     offline = snapshot_download("org/name", allow_patterns=NAMES, local_files_only=True)
     assert Path(offline) == folder == cached_folder("org/name", None)
     assert hub.log == []
-    (held,) = scan_cache_dir().repos
+    (held,) = scan_cache_dir(constants.HF_HUB_CACHE).repos
     assert (held.repo_id, held.nb_files, [*held.refs]) == ("org/name", 3, ["main"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from tests.hub.conftest import Run, last_line
@@ -59,3 +61,13 @@ print(*config.path)
     done = run(program)
     names = ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors"]
     assert done.stdout.split() == [f"base/org/name/vae/{name}" for name in names], done.stderr
+
+
+def test_a_pipeline_in_a_subfolder_of_a_gated_model_comes_with_a_token(hub: Hub, run: Run) -> None:
+    shutil.copytree(hub.root / "org/name", hub.root / "org/nested/inner")
+    hub.tokens = {"org/nested": "hf_secret"}
+    program = "print(lading.load_component('org/nested', 'scheduler', subfolder='inner', token={!r}).config.beta_start)"
+    done = run(program.format("hf_secret"))
+    assert done.returncode == 0, done.stderr
+    assert hub.fetched() == {"inner/model_index.json", "inner/scheduler/scheduler_config.json"}
+    assert "the model is gated" in last_line(run(program.format(False)))

@@ -102,7 +102,7 @@ def is_safe_name(name: str) -> bool:
     >>> [is_safe_name(name) for name in ("vae/config.json", "../x", "/etc/x", "C:/x", "a\\\\b", "a//b", "a\\0")]
     [True, False, False, False, False, False, False]
     """
-    if not name or any(character in name for character in "\0\\:") or not name.isprintable():
+    if not name.isprintable() or "\\" in name or re.match("[A-Za-z]:", name):
         return False
     return all(part not in ("", ".", "..") for part in name.split("/"))
 
