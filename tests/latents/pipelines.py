@@ -69,21 +69,16 @@ class Built:
             usual |= {"num_image_tokens": height // cell * (width // cell), "latent_dim": usual["num_channels_latents"]}
         takes = inspect.signature(self.pipeline.prepare_latents).parameters
         drawn = self.pipeline.prepare_latents(**{name: value for name, value in usual.items() if name in takes})
-        latents: torch.Tensor = drawn[0] if isinstance(drawn, tuple) else drawn  # some give positions beside it
+        latents = drawn[0] if isinstance(drawn, tuple) else drawn  # some give positions beside it
+        assert isinstance(latents, torch.Tensor)
         return latents
 
     def refuses(self, height: int, width: int) -> bool:
         """Tell whether the pipeline's own check of its arguments refuses a size."""
         if not hasattr(self.pipeline, "check_inputs"):
             return False
-        given = {
-            "prompt": "a",
-            "height": height,
-            "width": width,
-            "num_inference_steps": 1,
-            "guidance_scale": 1.0,
-            "strength": 1.0,
-        }
+        given: dict[str, Any] = {"prompt": "a", "height": height, "width": width, "num_inference_steps": 1}
+        given |= {"guidance_scale": 1.0, "strength": 1.0, "stg_scale": 0.0, "audio_stg_scale": 0.0}
         arguments = {
             name: given.get(name)
             for name, parameter in inspect.signature(self.pipeline.check_inputs).parameters.items()
@@ -117,8 +112,9 @@ def known(model_class: str, name: str, **changes: Any) -> tuple[str, Config]:
     return model_class, {**published(model_class, name), **changes}
 
 
-def _rule(entry: str) -> Callable[[Any], int]:
-    return lambda pipeline: pipeline.transformer.config[entry] // 4
+def _quarter(pipeline: Any) -> int:
+    """Squares of four latents are the channels of a token."""
+    return int(pipeline.transformer.config.in_channels) // 4
 
 
 def _embedded(name: str) -> Callable[[Any, LatentShape], int]:
@@ -174,7 +170,6 @@ _LTX = known("LTXVideoTransformer3DModel", "Lightricks/LTX-Video")
 _FLUX = known("FluxTransformer2DModel", "black-forest-labs/FLUX.1-dev")
 _SD3 = ("SD3Transformer2DModel", "stabilityai/stable-diffusion-3.5-medium")
 _SANA = known("SanaTransformer2DModel", "Efficient-Large-Model/Sana_600M_1024px_diffusers")
-_QUARTER = _rule("in_channels")
 _Z_IMAGE = known("ZImageTransformer2DModel", "Tongyi-MAI/Z-Image-Turbo")
 _QWEN_LAYERED = known("QwenImageTransformer2DModel", "Qwen/Qwen-Image-Layered")
 _LAYERS: dict[str, Callable[[Any, int | None], Any]] = {
@@ -190,10 +185,9 @@ def _unet(name: str) -> tuple[str, Config]:
 def _cog_frames(pipeline: Any, num_frames: int | None) -> int:
     """As `CogVideoXPipeline.__call__` fills the last token."""
     assert num_frames is not None
-    patch = pipeline.transformer.config.patch_size_t
-    latents = (num_frames - 1) // pipeline.vae_scale_factor_temporal + 1
-    frames: int = num_frames + (-latents % (patch or 1)) * pipeline.vae_scale_factor_temporal
-    return frames
+    patch, period = pipeline.transformer.config.patch_size_t or 1, int(pipeline.vae_scale_factor_temporal)
+    latents = (num_frames - 1) // period + 1
+    return num_frames + (-latents % patch) * period
 
 
 def _cog(name: str) -> Case:
@@ -232,36 +226,36 @@ CASES = {
     "SD3, patches of 4": Case(
         "StableDiffusion3Pipeline", known(*_SD3, patch_size=4), _VAE, patches=_embedded("pos_embed")
     ),
-    "FLUX.1": Case("FluxPipeline", _FLUX, _VAE, channels=_QUARTER),
-    "FLUX.1, an autoencoder of three levels": Case("FluxPipeline", _FLUX, _VAE_3, channels=_QUARTER),
-    "FLUX.1 Fill": Case(
-        "FluxFillPipeline",
-        known("FluxTransformer2DModel", "black-forest-labs/FLUX.1-Fill-dev"),
+    "FLUX.1": Case("FluxPipeline", _FLUX, _VAE, channels=_quarter),
+    "FLUX.1, an autoencoder of three levels": Case("FluxPipeline", _FLUX, _VAE_3, channels=_quarter),
+    "FLUX.1 Canny": Case(
+        "FluxControlPipeline",
+        known("FluxTransformer2DModel", "black-forest-labs/FLUX.1-Canny-dev"),
         _VAE,
-        channels=lambda pipeline: pipeline.vae.config.latent_channels,
+        channels=lambda pipeline: pipeline.transformer.config.in_channels // 8,
     ),
     "FLUX.2": Case(
         "Flux2Pipeline",
         known("Flux2Transformer2DModel", "black-forest-labs/FLUX.2-dev"),
         _FLUX2_VAE,
-        channels=_QUARTER,
+        channels=_quarter,
     ),
     "FLUX.2 klein": Case(
         "Flux2KleinPipeline",
         known("Flux2Transformer2DModel", "black-forest-labs/FLUX.2-klein-4B"),
         _FLUX2_VAE,
-        channels=_QUARTER,
+        channels=_quarter,
     ),
     "Qwen-Image": Case(
         "QwenImagePipeline",
         known("QwenImageTransformer2DModel", "Qwen/Qwen-Image"),
         _QWEN_VAE,
-        channels=_QUARTER,
+        channels=_quarter,
     ),
     "Qwen-Image Layered": Case(
-        "QwenImageLayeredPipeline", _QWEN_LAYERED, _QWEN_VAE, channels=_QUARTER, arguments=_LAYERS
+        "QwenImageLayeredPipeline", _QWEN_LAYERED, _QWEN_VAE, channels=_quarter, arguments=_LAYERS
     ),
-    "Krea 2": Case("Krea2Pipeline", known("Krea2Transformer2DModel", "krea/Krea-2-Raw"), _QWEN_VAE, channels=_QUARTER),
+    "Krea 2": Case("Krea2Pipeline", known("Krea2Transformer2DModel", "krea/Krea-2-Raw"), _QWEN_VAE, channels=_quarter),
     "Ideogram 4": Case("Ideogram4Pipeline", known("Ideogram4Transformer2DModel", "ideogram-ai/ideogram-4"), _FLUX2_VAE),
     "Z-Image": Case("ZImagePipeline", _Z_IMAGE, _VAE, patches=_padded),
     "Sana": Case(
@@ -280,8 +274,8 @@ CASES = {
         patches=_embedded("patch_embedding"),
     ),
     "LTX-Video": Case("LTXPipeline", _LTX, ("AutoencoderKLLTXVideo", {})),
-    "LTX-Video, an autoencoder that halves twice": Case(
-        "LTXPipeline", _LTX, ("AutoencoderKLLTXVideo", {"spatio_temporal_scaling": (True, True, False, False)})
+    "LTX-Video, an autoencoder that halves once more": Case(
+        "LTXPipeline", _LTX, ("AutoencoderKLLTXVideo", {"spatio_temporal_scaling": (True,) * 4})
     ),
     "LTX-2": Case("LTX2Pipeline", known("LTX2VideoTransformer3DModel", "Lightricks/LTX-2"), _LTX2_VAE),
     "HunyuanVideo": Case("HunyuanVideoPipeline", known(*_HUNYUAN), _HUNYUAN_VAE, patches=_embedded("x_embedder")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from lading.catalog.construction import build_on_meta
 from lading.latents import LatentFormat, make_latent_format, pack, unpack
 from tests.latents.pipelines import build, config_of, numbers_of
 
-_ERNIE = {
+_ERNIE: dict[str, Any] = {
     "hidden_size": 64,
     "num_attention_heads": 2,
     "num_layers": 1,
@@ -46,7 +47,9 @@ def draw(pipeline: Any, batch: int, height: int, width: int) -> torch.Tensor:
     """Run one step from given embeddings, and return its latents."""
     text = [torch.zeros(4, int(str(_ERNIE["text_in_dim"])))] * batch
     options = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent"}
-    drawn = pipeline(prompt_embeds=text, height=height, width=width, **options).images
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the scheduler hands numpy a tensor of sigmas
+        drawn = pipeline(prompt_embeds=text, height=height, width=width, **options).images
     assert isinstance(drawn, torch.Tensor)
     return drawn
 

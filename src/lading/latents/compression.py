@@ -53,13 +53,13 @@ def product(name: str) -> Reading:
     return lambda config: prod(config[name]) if config.get(name) else None
 
 
-def patches_halved(patch: str, halved: str) -> Reading:
-    """Read the size of a patch and a list that says which levels halve it.
+def halved_patches(patch: str, usual: int, halved: str) -> Reading:
+    """Read the size of a patch, the usual one where it is left out, and a list that says which levels halve it.
 
-    >>> patches_halved("patch_size", "scaling")({"patch_size": 4, "scaling": [True, True, True, False]})
+    >>> halved_patches("patch_size", 4, "scaling")({"scaling": [True, True, True, False]})
     32
     """
-    return lambda config: config[patch] * 2 ** sum(config[halved]) if config.get(patch) and config.get(halved) else None
+    return lambda config: config.get(patch, usual) * 2 ** sum(config[halved]) if config.get(halved) else None
 
 
 def first_of(*readings: Reading) -> Reading:

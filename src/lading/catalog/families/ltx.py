@@ -19,7 +19,7 @@ from lading.catalog.architecture import (
 from lading.catalog.families._arrangement import published_arrangement
 from lading.catalog.keymap import KeyMap, Rule, rename
 from lading.catalog.shapes import Shapes, quotient
-from lading.latents.compression import AutoencoderEntries, entry, every, first_of, patches_halved
+from lading.latents.compression import AutoencoderEntries, entry, every, first_of, halved_patches
 from lading.latents.latent_numbers import AudioNumbers
 
 _VIDEO_2B = {
@@ -294,8 +294,8 @@ _LATENT = LatentNumbers(
     temporal=8,
     packed=True,
     autoencoder=AutoencoderEntries(
-        first_of(entry("spatial_compression_ratio"), patches_halved("patch_size", _SCALING)),
-        frames=every(first_of(entry("temporal_compression_ratio"), patches_halved("patch_size_t", _SCALING))),
+        first_of(entry("spatial_compression_ratio"), halved_patches("patch_size", 4, _SCALING)),
+        frames=every(first_of(entry("temporal_compression_ratio"), halved_patches("patch_size_t", 1, _SCALING))),
     ),
 )
 _AUDIO = AudioNumbers(
