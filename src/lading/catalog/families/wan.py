@@ -316,7 +316,6 @@ FAMILY = Family(
             published={"Wan-AI/Wan2.2-Animate-14B": _ANIMATE},
             unverified={"num_attention_heads": 40, "attention_head_dim": _HEAD_DIM},
             lora_targets=_LORA,
-            latent=_LATENT,
         ),
         Architecture(
             "transformer",
