@@ -179,7 +179,7 @@ def test_streamed_equals_resident_bit_for_bit(tmp_path: Path) -> None:
     plain = call(denoiser)
     with attach(denoiser, *controls):
         expected = call(denoiser)
-    for limit, control_limit in ((600_000, None), (None, 60_000), (600_000, 60_000)):
+    for limit, control_limit in ((1_300_000, None), (None, 60_000), (1_300_000, 60_000)):
         denoiser, controls = load(limit, control_limit)
         for _ in range(2):
             assert torch.equal(call(denoiser), plain)
@@ -196,7 +196,7 @@ def test_a_control_that_is_attached_first_leaves_the_plan_of_a_streamed_transfor
     transformer().save_pretrained(tmp_path)
     plans = []
     for attached in (False, True):
-        denoiser = lading.load_model(QwenImageTransformer2DModel, tmp_path, torch_dtype=None, memory_limit=600_000)
+        denoiser = lading.load_model(QwenImageTransformer2DModel, tmp_path, torch_dtype=None, memory_limit=1_300_000)
         with attach(denoiser, *[control()] * attached):
             call(denoiser)
         plans.append(lading.manager_of(denoiser).plan)

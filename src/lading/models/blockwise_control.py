@@ -23,7 +23,7 @@ class BlockwiseControl:
     """A ControlNet with what it follows, how much and when.
 
     Attributes:
-        network: resident, or under a memory limit of its own.
+        network: in the transformer's dtype and on its device; resident, or under a memory limit of its own.
         condition: tokens as `condition_tokens` makes them, (1 or batch, tokens, network.condition_channels).
         scale: what its residuals are multiplied by; 0 is no control at all.
         start: the part of the steps that is done when the control begins: 0 is the first step, 1 the last.
@@ -120,7 +120,8 @@ class Attachment:
     def _begin(self, transformer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call of the transformer: project the conditions of the ControlNets that act in it."""
         given = inspect.signature(type(transformer).forward).bind(transformer, *args, **kwargs).arguments
-        stream, drawn = given["hidden_states"], prod(given["img_shapes"][0][0])
+        stream, shapes = given["hidden_states"], given["img_shapes"][0]
+        drawn = prod(shapes if isinstance(shapes, tuple) else shapes[0])  # diffusers takes one shape, or one for each
         progress = self._progress()
         self._acting = []
         for control in self.controls:
