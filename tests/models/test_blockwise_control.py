@@ -130,9 +130,11 @@ def test_a_control_acts_in_the_steps_from_its_start_to_its_end(
     start: float, end: float, steps: int, acting: int, guided: bool
 ) -> None:
     made, network = pipeline(), Counting()
-    options = {"negative_prompt_embeds": noise(8, 1, 4, 24), "true_cfg_scale": 2.0} if guided else {}
+    options: dict[str, Any] = {}
     if guided:
+        options["negative_prompt_embeds"] = noise(8, 1, 4, 24)
         options["negative_prompt_embeds_mask"] = torch.ones(1, 4, dtype=torch.long)
+        options["true_cfg_scale"] = 2.0
     with attach(made, BlockwiseControl(network, noise(9, 1, 6, 64), start=start, end=end)):
         for run in (1, 2):
             draw(made, steps=steps, **options)

@@ -61,8 +61,8 @@ def test_a_published_checkpoint_is_recognised_from_its_header(
 def test_a_network_of_any_size_loads_with_the_config_that_its_file_tells(tmp_path: Path) -> None:
     network = controlnet(condition_channels=68)
     file = saved(network, tmp_path)
-    config = lading.identify(file).best.config
-    loaded = lading.load_model(QwenImageBlockwiseControlNet, file, config=config, torch_dtype="float32")
+    (candidate,) = lading.identify(file).candidates
+    loaded = lading.load_model(QwenImageBlockwiseControlNet, file, config=candidate.config, torch_dtype="float32")
     assert loaded.state_dict().keys() == network.state_dict().keys()
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in network.state_dict().items())
     assert not loaded.training
@@ -70,10 +70,10 @@ def test_a_network_of_any_size_loads_with_the_config_that_its_file_tells(tmp_pat
 
 def formula(block: ControlBlock, image: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
     """The formula in float64 and without a module."""
-    weights = {name: tensor.double() for name, tensor in block.state_dict().items()}
+    weights: dict[str, torch.Tensor] = {name: tensor.double() for name, tensor in block.state_dict().items()}
 
     def norm(stream: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return stream / (stream.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+        return stream * weight / (stream.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
     mixed = norm(image, weights["x_rms.weight"]) + norm(condition, weights["y_rms.weight"])
     mixed = mixed @ weights["input_proj.weight"].T + weights["input_proj.bias"]
@@ -113,7 +113,8 @@ class Followed(torch.nn.Module):
 
     def forward(self, condition: torch.Tensor, **inputs: Any) -> torch.Tensor:
         image: torch.Tensor = self.block(**inputs)[1]
-        return image + self.control(image, condition)
+        added: torch.Tensor = image + self.control(image, condition)
+        return added
 
 
 def test_a_control_block_needs_no_more_activations_than_the_block_before_it() -> None:

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import lading
-from lading.models import BlockwiseControl, attach, condition_tokens
+from lading.models import BlockwiseControl, QwenImageBlockwiseControlNet, attach, condition_tokens
+from lading.models.condition import _pack
 from tests.models.tiny import controlnet, draw, noise, picture, pipeline, saved
 
 
@@ -30,8 +31,6 @@ def test_a_picture_is_encoded_normalised_and_packed_as_the_pipeline_does_it() ->
 
 
 def test_packing_is_the_pipelines() -> None:
-    from lading.models.condition import _pack
-
     latent = noise(1, 2, 17, 4, 6)
     assert torch.equal(_pack(latent), pipeline()._pack_latents(latent, 2, 17, 4, 6))
 
@@ -68,10 +67,8 @@ def test_an_inpainting_controlnet_is_recognised_loaded_and_draws(tmp_path: Path)
     made = pipeline()
     plain = draw(made)
     file = saved(controlnet(condition_channels=68), tmp_path)
-    best = lading.identify(file).best
-    from lading.models import QwenImageBlockwiseControlNet
-
-    network = lading.load_model(QwenImageBlockwiseControlNet, file, config=best.config, torch_dtype="float32")
+    (candidate,) = lading.identify(file).candidates
+    network = lading.load_model(QwenImageBlockwiseControlNet, file, config=candidate.config, torch_dtype="float32")
     mask = Image.new("L", (48, 32), 255)
     with attach(made, BlockwiseControl(network, condition_tokens(made, picture(), mask))):
         assert not torch.equal(draw(made), plain)

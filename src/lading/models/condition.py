@@ -60,5 +60,6 @@ def _whiteness(mask: Image.Image, height: int, width: int) -> torch.Tensor:
 
 def _pack(latent: torch.Tensor) -> torch.Tensor:
     """Make a token of each patch: (batch, channels, height, width) to (batch, tokens, channels * patch * patch)."""
-    patches = latent.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH))
+    batch, channels, height, width = latent.shape
+    patches = latent.reshape(batch, channels, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
     return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
