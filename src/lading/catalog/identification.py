@@ -9,6 +9,7 @@ from typing import Any
 
 from lading.catalog.explanation import config_text, nearest_text
 from lading.catalog.hashes import KnownModel
+from lading.catalog.lora import Lora
 from lading.catalog.structure import Fit
 
 
@@ -78,6 +79,7 @@ class Identification:
         problems: what is wrong or uncertain, in words.
         known: the published checkpoint of this hash.
         nearest: the architectures that come closest, where there is no candidate.
+        lora: what it is where it is a LoRA, which no candidate is then.
     """
 
     files: tuple[Path, ...]
@@ -86,6 +88,7 @@ class Identification:
     problems: tuple[str, ...]
     known: KnownModel | None = None
     nearest: tuple[Fit, ...] = ()
+    lora: Lora | None = None
 
     @property
     def best(self) -> Candidate | None:
@@ -101,6 +104,8 @@ class Identification:
     def explain(self) -> str:
         """Return what the checkpoint is, how sure that is and why; or what comes nearest and what differs."""
         lines = [str(candidate) for candidate in self.candidates]
+        if self.lora is not None:
+            lines.append(str(self.lora))
         if not lines:
             lines.append("not recognised")
         if self.known is not None:

@@ -13,6 +13,7 @@ from lading.catalog.change import Shape
 from lading.catalog.explanation import pattern_list
 from lading.catalog.hashes import KnownModel, known_models
 from lading.catalog.identification import Candidate, Identification
+from lading.catalog.lora import lora_problems, recognise_lora
 from lading.catalog.normalise import Part, divide, sort_content, unwrap
 from lading.catalog.shapes import Shapes, UnknownSizeError
 from lading.catalog.structure import Fit, Signature, patterns_of, shipped_signatures
@@ -63,7 +64,7 @@ def identify(path: CheckpointPath) -> Identification:
 def identify_checkpoint(checkpoint: Checkpoint) -> Identification:
     """Tell what an opened checkpoint is; see `identify`."""
     shapes = {name: info.shape for name, info in checkpoint.items()}
-    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint))
+    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint), checkpoint)
     candidates, contradictions = _with_sibling_config(list(found.candidates), checkpoint)
     problems = [_missing_shards(checkpoint.missing)] if checkpoint.missing else []
     problems += [*found.problems, *contradictions, *_ambiguities(candidates)]
@@ -76,18 +77,20 @@ def identify_tensors(shapes: Mapping[str, Shape]) -> Identification:
     return replace(found, problems=(*found.problems, *_ambiguities(found.candidates)))
 
 
-def _identify(shapes: Mapping[str, Shape], digest: str, hints: str) -> Identification:
+def _identify(
+    shapes: Mapping[str, Shape], digest: str, hints: str, checkpoint: Checkpoint | None = None
+) -> Identification:
     problems = []
     known = known_models().get(digest)
     if known is not None and any("," in name or ":" in name for name in shapes):
         problems.append("the hash is a published one, but names with commas or colons can imitate any: it is not used")
         known = None
+    lora = recognise_lora(shapes, checkpoint, hints)
+    if lora is not None:
+        return Identification((), digest, (), (*problems, *lora_problems(lora)), known, lora=lora)
     content = sort_content(shapes)
     for scheme, count in content.companions.items():
         problems.append(f"quantised: {count} tensors are what {scheme} adds; shapes of quantised weights may differ")
-    if content.lora is not None:
-        problems.append(f"a LoRA in the {content.lora} dialect, no network: load it onto the one it was made for")
-        return Identification((), digest, (), tuple(problems), known)
     findings = _findings(content.whole)
     candidates = _ranked([one for finding in findings for one in finding.candidates], known, hints)
     problems += [problem for finding in findings for problem in finding.problems]

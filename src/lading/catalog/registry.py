@@ -7,6 +7,7 @@ import threading
 from functools import cache
 
 from lading.catalog.architecture import Architecture, Component, Config, Family, Repository
+from lading.catalog.lora_bases import LoraBase
 from lading.catalog.structure import Signature, shipped_signatures
 from lading.errors import IdentificationError
 
@@ -30,6 +31,7 @@ def register_architecture(architecture: Architecture, family: str) -> None:
         kept = tuple(other for other in others if other.model_class != architecture.model_class)
         _registered[family] = Family(family, (*kept, architecture))
         registered_signatures.cache_clear()
+        registered_lora_bases.cache_clear()
 
 
 @cache
@@ -73,6 +75,22 @@ def find_architecture(family: str, model_class: str) -> Architecture:
     raise IdentificationError(f"the family {family!r} has no {model_class}: families are {', '.join(family_names())}")
 
 
+def architecture_of(network: type) -> tuple[str, Architecture] | None:
+    """Return the family and the architecture of a class; None for a class that the catalog lacks.
+
+    A library's class goes by the library's name, as in "diffusers.FluxTransformer2DModel".
+    """
+    names = {f"{path}.{network.__qualname__}" for path in (network.__module__, network.__module__.partition(".")[0])}
+    for name, family in _registered.items():
+        for architecture in family.architectures:
+            if architecture.model_class in names:
+                return name, architecture
+    for signature in shipped_signatures():
+        if signature.model_class in names:
+            return signature.family, find_architecture(signature.family, signature.model_class)
+    return None
+
+
 @cache
 def find_repository(model_id: str) -> Repository:
     """Return a pipeline that the catalog knows by its hub id, such as "black-forest-labs/FLUX.1-dev".
@@ -109,6 +127,16 @@ def registered_signatures() -> tuple[Signature, ...]:
     from lading.catalog.construction import signatures_of  # torch, which shipped families do without
 
     return tuple(signature for family in _registered.values() for signature in signatures_of(family))
+
+
+@cache
+def registered_lora_bases() -> tuple[LoraBase, ...]:
+    """Return what LoRAs look like that are made for the networks that programs registered."""
+    if not _registered:
+        return ()
+    from lading.catalog.construction import lora_bases_of  # as above
+
+    return tuple(base for family in _registered.values() for base in lora_bases_of(family))
 
 
 def load_entry_points() -> bool:
