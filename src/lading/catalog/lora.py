@@ -195,7 +195,7 @@ def recognise_lora(shapes: Mapping[str, Shape], checkpoint: Checkpoint | None = 
         scalars = read_scalars(checkpoint, alphas)
         hints = " ".join((hints, *claims.values())).lower()
     groups: dict[str, list[LoraModule]] = {}
-    for (component, _), module in content.modules().items():
+    for (component, _), module in content.modules.items():
         groups.setdefault(component, []).append(module)
     parts = [_part(component, modules, shapes, scalars, settings, hints) for component, modules in groups.items()]
     if not all(part.bases for part in parts) and registry.load_entry_points():

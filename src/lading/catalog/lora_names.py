@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 LORA, DORA = "LoRA", "DoRA"
 
@@ -145,8 +146,9 @@ class LoraContent:
     keys: Mapping[str, LoraKey]
     rest: tuple[str, ...] = ()
 
-    def modules(self) -> dict[tuple[str, str], LoraModule]:
-        """Return the modules by component and name."""
+    @cached_property
+    def modules(self) -> Mapping[tuple[str, str], LoraModule]:
+        """The modules by component and name."""
         found: dict[tuple[str, str], dict[str, str]] = {}
         flat = set()
         for name, key in self.keys.items():

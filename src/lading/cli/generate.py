@@ -67,10 +67,12 @@ def command(
     limits = {"memory_limit": memory_limit, "host_memory_limit": host_memory_limit}
     device = device or ("auto" if memory_limit is None and host_memory_limit is None else None)
     pipeline = load_pipeline(folder, dtype, device, variant=variant, **limits)
-    add_loras(pipeline, adapters)
+    added = add_loras(pipeline, adapters)
     loaded = time.perf_counter()
     if not as_json:
         click.echo(pipeline.lading_components)
+        for lora in added:
+            click.echo(lora)
         click.echo()
         if latent is not None:
             click.echo(latent)
@@ -86,6 +88,7 @@ def command(
             "model": str(folder),
             "pipeline": type(pipeline).__name__,
             "components": [record.as_dict() for record in pipeline.lading_components.records],
+            "loras": [lora.as_dict() for lora in added],
             "latent": dict(latent.sizes) if latent is not None else None,
             "frames": len(frames),
             "seconds": {"load": round(loaded - start, 3), "draw": round(drawn - loaded, 3)},

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lading.loading.initialization import skip_model_initialization
     from lading.loading.latents import latent_format
     from lading.loading.loaders import ComponentSpec, Loaded, LoadOptions, register_loader
+    from lading.loading.lora import LoadedLora, load_lora
     from lading.loading.model import load_model
     from lading.loading.pipeline import load_pipeline
     from lading.loading.progress import show_progress
@@ -23,6 +24,7 @@ __getattr__, __dir__ = lazy_names(
         "lading.loading.initialization": ("skip_model_initialization",),
         "lading.loading.latents": ("latent_format",),
         "lading.loading.loaders": ("ComponentSpec", "LoadOptions", "Loaded", "register_loader"),
+        "lading.loading.lora": ("LoadedLora", "load_lora"),
         "lading.loading.model": ("load_model",),
         "lading.loading.pipeline": ("load_pipeline",),
         "lading.loading.progress": ("show_progress",),
@@ -36,9 +38,11 @@ __all__ = [
     "LoadOptions",
     "LoadRecord",
     "Loaded",
+    "LoadedLora",
     "latent_format",
     "load_component",
     "load_components",
+    "load_lora",
     "load_model",
     "load_pipeline",
     "register_loader",
