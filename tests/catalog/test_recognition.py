@@ -256,8 +256,8 @@ def test_names_that_could_imitate_others_when_joined_by_commas_are_not_looked_up
     ("names", "dialect"),
     [
         (("lora_unet_down_blocks_0.lora_down.weight", "lora_unet_down_blocks_0.lora_up.weight"), "kohya"),
-        (("transformer.blocks.0.to_q.lora_A.weight", "transformer.blocks.0.to_q.lora_B.weight"), "PEFT or diffusers"),
-        (("blocks.0.q.lora_A.default.weight", "blocks.0.q.lora_B.default.weight"), "DiffSynth"),
+        (("transformer.blocks.0.to_q.lora_A.weight", "transformer.blocks.0.to_q.lora_B.weight"), "diffusers"),
+        (("blocks.0.q.lora_A.default.weight", "blocks.0.q.lora_B.default.weight"), "diffsynth"),
     ],
 )
 def test_a_lora_is_called_one(names: tuple[str, ...], dialect: str) -> None:
@@ -384,7 +384,9 @@ def two_layers_inputs(_config: Config, extent: Extent) -> Inputs:
 def _only_shipped() -> Iterator[None]:
     yield
     registry._registered.clear()
+    registry._classes.clear()
     registry.registered_signatures.cache_clear()
+    registry.registered_lora_bases.cache_clear()
     registry._load_entry_points_once.cache_clear()
 
 

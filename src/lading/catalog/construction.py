@@ -1,4 +1,4 @@
-"""Networks of the catalog on the meta device: the judges of what recognition says, and the source of what ships with it.
+"""Networks of the catalog on the meta device: the judges of what recognition says, and the source of its tables.
 
 This is the one module of the catalog that imports torch.
 """
@@ -22,7 +22,7 @@ from lading.catalog.change import Shape
 from lading.catalog.identification import Candidate, Identification
 from lading.catalog.lora_bases import LORA_BASES, LoraBase, modules_by_pattern, shipped_lora_bases
 from lading.catalog.normalise import sort_content
-from lading.catalog.registry import find_architecture, shipped_family
+from lading.catalog.registry import find_architecture, registered_class, shipped_family
 from lading.catalog.shapes import Shapes, pattern_of
 from lading.catalog.structure import SIGNATURES, Signature, name_pattern, shipped_signatures
 from lading.checkpoint.inventory import Checkpoint
@@ -43,11 +43,14 @@ class NetworkShapes:
 
 
 def model_class(name: str) -> type[torch.nn.Module]:
-    """Return a class by library and name, such as "diffusers.FluxTransformer2DModel".
+    """Return a class by library and name, such as "diffusers.FluxTransformer2DModel"; or one that was registered.
 
     Raises:
         IdentificationError: the library is not installed or has no such class.
     """
+    registered = registered_class(name)
+    if registered is not None:
+        return registered
     library, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(library), attribute)

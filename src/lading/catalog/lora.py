@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from lading.catalog import registry
 from lading.catalog.change import Shape
 from lading.catalog.lora_bases import MATCHES, BaseModules, LoraBase, modules_by_pattern, shipped_lora_bases
-from lading.catalog.lora_names import DENOISER, LORA, LoraContent, LoraModule, sort_lora
+from lading.catalog.lora_names import DENOISER, LORA, LoraModule, sort_lora
 from lading.catalog.shapes import pattern_of
 from lading.checkpoint.inventory import Checkpoint
 from lading.checkpoint.scalars import read_scalars

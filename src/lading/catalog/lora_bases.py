@@ -73,8 +73,7 @@ class LoraBase:
     def from_json(cls, entry: Mapping[str, Any]) -> LoraBase:
         """Read a base from JSON."""
         modules = {
-            name: BaseModules(last, frozenset(map(tuple, shapes)))
-            for name, (last, *shapes) in entry["modules"].items()
+            name: BaseModules(last, frozenset(map(tuple, shapes))) for name, (last, *shapes) in entry["modules"].items()
         }
         names = (entry[key] for key in ("family", "component", "model_class", "layout"))
         return cls(*names, tuple(entry["models"]), modules)
@@ -87,9 +86,7 @@ class LoraBase:
     def match(self, touched: Mapping[str, BaseModules], is_flat: bool) -> str | None:
         """Return which of `MATCHES` holds for the modules that a LoRA changes; None for none of them."""
         names = {name: self.flat.get(name) if is_flat else name for name in touched}
-        known = {
-            name: self.modules[own] for name, own in names.items() if own is not None and own in self.modules
-        }
+        known = {name: self.modules[own] for name, own in names.items() if own is not None and own in self.modules}
         if 2 * len(known) < len(touched):
             return None
         if len(known) < len(touched):

@@ -46,6 +46,7 @@ _COMPANIONS: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 _ANY_COMPANION = re.compile("|".join(pattern.pattern for _, pattern in _COMPANIONS))
 
+
 @dataclass(frozen=True)
 class Part:
     """The tensors of one network in a file.

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 from lading.catalog.architecture import Architecture, Component, Config, Family, Repository
 from lading.catalog.lora_bases import LoraBase
 from lading.catalog.structure import Signature, shipped_signatures
 from lading.errors import IdentificationError
 
+T = TypeVar("T")
+
 ENTRY_POINTS = "lading.architectures"
 """The group of entry points: each names a `Family`, an `Architecture`, or a function that returns one."""
 
 _registered: dict[str, Family] = {}
+_classes: dict[str, type] = {}
 _lock = threading.Lock()
 
 
-def register_architecture(architecture: Architecture, family: str) -> None:
-    """Make an architecture known: `lading.identify` recognises its checkpoints from then on.
+def register_architecture(architecture: Architecture, family: str, network: type | None = None) -> None:
+    """Make an architecture known: its checkpoints are recognised, and its networks planned, from then on.
 
     An architecture of the same family and class is replaced.
 
     Args:
         family: the name that candidates give it; it need not be one of lading's.
+        network: the class that `model_class` names, where it cannot be imported by that name.
     """
     with _lock:
+        if network is not None:
+            _classes[architecture.model_class] = network
         others = _registered[family].architectures if family in _registered else ()
         kept = tuple(other for other in others if other.model_class != architecture.model_class)
         _registered[family] = Family(family, (*kept, architecture))
@@ -75,12 +83,18 @@ def find_architecture(family: str, model_class: str) -> Architecture:
     raise IdentificationError(f"the family {family!r} has no {model_class}: families are {', '.join(family_names())}")
 
 
+def registered_class(model_class: str) -> type | None:
+    """Return the class that was registered under a name; None where it is to be imported."""
+    return _classes.get(model_class)
+
+
 def architecture_of(network: type) -> tuple[str, Architecture] | None:
     """Return the family and the architecture of a class; None for a class that the catalog lacks.
 
     A library's class goes by the library's name, as in "diffusers.FluxTransformer2DModel".
     """
     names = {f"{path}.{network.__qualname__}" for path in (network.__module__, network.__module__.partition(".")[0])}
+    names.update(name for name, registered in _classes.items() if registered is network)
     for name, family in _registered.items():
         for architecture in family.architectures:
             if architecture.model_class in names:
@@ -121,26 +135,45 @@ def component_config(component: Component) -> Config:
 
 @cache
 def registered_signatures() -> tuple[Signature, ...]:
-    """Return the signatures of what programs registered; their classes are built on the meta device for it."""
+    """Return the signatures of what programs registered; their classes are built on the meta device for it.
+
+    Raises:
+        IdentificationError: a class cannot be found or built; the message names the family.
+    """
     if not _registered:
         return ()
     from lading.catalog.construction import signatures_of  # torch, which shipped families do without
 
-    return tuple(signature for family in _registered.values() for signature in signatures_of(family))
+    return tuple(signature for family in _registered.values() for signature in _of_family(signatures_of, family))
 
 
 @cache
 def registered_lora_bases() -> tuple[LoraBase, ...]:
-    """Return what LoRAs look like that are made for the networks that programs registered."""
+    """Return what LoRAs look like that are made for the networks that programs registered.
+
+    Raises:
+        IdentificationError: a class cannot be found or built; the message names the family.
+    """
     if not _registered:
         return ()
     from lading.catalog.construction import lora_bases_of  # as above
 
-    return tuple(base for family in _registered.values() for base in lora_bases_of(family))
+    return tuple(base for family in _registered.values() for base in _of_family(lora_bases_of, family))
+
+
+def _of_family(make: Callable[[Family], list[T]], family: Family) -> list[T]:
+    try:
+        return make(family)
+    except IdentificationError as error:
+        raise IdentificationError(f"the registered family {family.name!r}: {error}") from error
 
 
 def load_entry_points() -> bool:
-    """Register what installed packages offer, once; return whether that was anything new."""
+    """Register what installed packages offer, once; return whether that was anything new.
+
+    Raises:
+        IdentificationError: an entry point is broken; the message names it.
+    """
     return _load_entry_points_once()
 
 
@@ -150,8 +183,15 @@ def _load_entry_points_once() -> bool:
 
     offers = tuple(entry_points(group=ENTRY_POINTS))
     for offer in offers:
-        value = offer.load()
-        value = value() if callable(value) else value
+        package = f" of {offer.dist.name}" if offer.dist is not None else ""
+        where = f"the entry point {offer.name!r}{package} in {ENTRY_POINTS}, {offer.value}"
+        try:
+            value = offer.load()
+            value = value() if callable(value) else value
+        except Exception as error:
+            raise IdentificationError(
+                f"{where}, fails: {type(error).__name__}: {error}: update or remove the package"
+            ) from error
         if isinstance(value, Family):
             for architecture in value.architectures:
                 register_architecture(architecture, value.name)
@@ -159,7 +199,6 @@ def _load_entry_points_once() -> bool:
             register_architecture(value, offer.name)
         else:
             raise IdentificationError(
-                f"{offer.value}, the entry point {offer.name!r} of {ENTRY_POINTS}, is {type(value).__name__}: "
-                "it must name a Family or an Architecture"
+                f"{where}, gives {value!r:.80}: it must name a Family, an Architecture, or a function that returns one"
             )
     return bool(offers)

@@ -17,7 +17,7 @@ from lading.catalog.lora_names import DENOISER, DORA, LORA, LoraContent, LoraMod
 from lading.catalog.recognition import identify_checkpoint
 from lading.catalog.registry import known_families
 from lading.checkpoint import Checkpoint, CheckpointPath, open_checkpoint, read_state_dict
-from lading.errors import ComponentError, IdentificationError, LadingError
+from lading.errors import ComponentError, IdentificationError
 from lading.loading.lora_conversion import Conversion, convert
 from lading.loading.lora_injection import activate, active_adapters, adapted_layers, inject, remove
 from lading.loading.lora_networks import AdaptedNetwork, LoraTarget
@@ -62,9 +62,7 @@ class LoadedLora:
         return f"{self.file.name}  {self.dialect}, for {self.made_for}: {layers}, scale {self.scale:g}"
 
 
-def load_lora(
-    module_or_pipeline: Any, file: CheckpointPath, scale: float = 1.0, name: str | None = None
-) -> LoadedLora:
+def load_lora(module_or_pipeline: Any, file: CheckpointPath, scale: float = 1.0, name: str | None = None) -> LoadedLora:
     """Load a LoRA onto a pipeline, or onto a network alone; several add up, each with its scale.
 
     Every tensor of the file finds its layer, or nothing is loaded. The adapters are PEFT's, frozen, and run beside the
@@ -162,9 +160,7 @@ def _require_pairs(source: str, lora: Lora) -> None:
         )
 
 
-def _require_base(
-    source: str, lora: Lora, content: LoraContent, checkpoint: Checkpoint, target: LoraTarget
-) -> None:
+def _require_base(source: str, lora: Lora, content: LoraContent, checkpoint: Checkpoint, target: LoraTarget) -> None:
     """Refuse a LoRA that fits a network better which is not the one that it is loaded onto.
 
     Raises:
@@ -212,7 +208,9 @@ def _free_name(target: LoraTarget, name: str | None, stem: str) -> str:
     taken = {one for network in target.networks.values() for one in adapted_layers(network.module)}
     if name is not None:
         if name in taken or "." in name:
-            raise ComponentError(f"an adapter cannot be called {name!r}: there are {', '.join(sorted(taken)) or 'dots'}")
+            raise ComponentError(
+                f"an adapter cannot be called {name!r}: there are {', '.join(sorted(taken)) or 'dots'}"
+            )
         return name
     plain = re.sub(r"[^0-9A-Za-z_-]", "_", stem) or "lora"
     return next(one for one in (plain, *(f"{plain}_{n}" for n in range(2, len(taken) + 3))) if one not in taken)

@@ -1,9 +1,9 @@
 """LoRA files of any dialect to pairs of matrices by the network's own names.
 
-diffusers' converters come first. They know most dialects, and silently drop what they do not know: blocks beyond the
-published depth, scales of some layers, biases, whole modules. So every tensor that they return is followed back to the
-file, and where one of the file's is lost, or a width is not the published one, the modules are looked up by the
-catalog's key maps instead.
+Where the catalog knows the names, its key maps say where each module goes, at any depth and width. All other dialects
+are left to diffusers' converters, which know many, and silently drop what they do not know: blocks beyond the published
+depth, scales of some layers, biases, whole modules. So every tensor that they return is followed back to the file, and
+one that is lost is a fault.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lading.catalog.change import AddAxes, Change, DropAxes, Same, Shape, Split,
 from lading.catalog.lora import LoraSettings
 from lading.catalog.lora_bases import trimmed
 from lading.catalog.lora_names import DENOISER, LoraContent, LoraKey, parse_lora_key
-from lading.loading.lora_networks import AdaptedNetwork, LoraTarget, Place
+from lading.loading.lora_networks import AdaptedNetwork, Layout, LoraTarget, Place
 from lading.loading.traced_tensors import TracedTensor
 
 Tensors = Mapping[str, torch.Tensor]
@@ -59,6 +59,10 @@ class Pair:
     def weight_shape(self) -> Shape:
         """Of the weight that it is added to, without last axes of size one."""
         return trimmed((self.up.shape[0], *self.down.shape[1:]))
+
+
+Pairs = Mapping[tuple[str, bool], Pair]
+"""A module's name in some layout, and whether that is flat -> what is added to it."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +106,32 @@ def convert(target: LoraTarget, content: LoraContent, read: Callable[[], Tensors
         settings: by component; "" for those that are not named.
     """
     tensors = read()
-    found = _without_zeros(by_diffusers(target, content, read(), settings), content, tensors)
-    if not found.faults:
+    found = _without_zeros(by_names(target, content, tensors, settings), content, tensors)
+    if not found.faults or target.loader is None:
         return found
-    other = _without_zeros(by_names(target, content, tensors, settings), content, tensors)
-    return found if len(found.faults) < len(other.faults) else other
+    other = _without_zeros(by_diffusers(target, content, read(), settings), content, tensors)
+    return other if len(other.faults) < len(found.faults) else found
+
+
+def by_names(target: LoraTarget, content: LoraContent, tensors: Tensors, settings: Settings) -> Conversion:
+    """Convert by the names of modules alone, in whatever layout of the catalog they are."""
+    found = Conversion(faults=[Fault(name, "no part of an adapter") for name in content.rest])
+    loose: dict[str, dict[tuple[str, bool], Pair]] = {}
+    alphas = _alphas(content, tensors)
+    for (component, module), held in content.modules.items():
+        if not _PAIR <= held.names.keys() <= _PARTS:
+            found.faults += [Fault(name, "no pair of matrices") for name in held.names.values()]
+            continue
+        parts = {part: tensors[name] for part, name in held.names.items()}
+        pair = _pair(parts, alphas.get(held.names["down"]), tuple(held.names.values()))
+        loose.setdefault(component, {})[module, held.is_flat] = pair
+    for component, pairs in loose.items():
+        _place(target, component or _likely_component(target, pairs), pairs, settings, found)
+    return found
 
 
 def by_diffusers(target: LoraTarget, content: LoraContent, tensors: Tensors, settings: Settings) -> Conversion:
     """Convert with `lora_state_dict` of the pipeline's class in diffusers."""
-    if target.loader is None:
-        return Conversion(faults=[Fault(name, "no pipeline of diffusers has this network") for name in tensors])
     read: set[str] = set()
     own = _are_own_names(target, content)
     traced = {
@@ -145,30 +164,13 @@ def by_diffusers(target: LoraTarget, content: LoraContent, tensors: Tensors, set
     return found
 
 
-def by_names(target: LoraTarget, content: LoraContent, tensors: Tensors, settings: Settings) -> Conversion:
-    """Convert by the names of modules alone, in whatever layout of the catalog they are."""
-    found = Conversion(faults=[Fault(name, "no part of an adapter") for name in content.rest])
-    loose: dict[str, dict[tuple[str, bool], Pair]] = {}
-    alphas = _alphas(content, tensors)
-    for (component, module), held in content.modules.items():
-        if not _PAIR <= held.names.keys() <= _PARTS:
-            found.faults += [Fault(name, "no pair of matrices") for name in held.names.values()]
-            continue
-        parts = {part: tensors[name] for part, name in held.names.items()}
-        pair = _pair(parts, alphas.get(held.names["down"]), tuple(held.names.values()))
-        loose.setdefault(component, {})[module, held.is_flat] = pair
-    for component, pairs in loose.items():
-        _place(target, component or _likely_component(target, pairs), pairs, settings, found)
-    return found
-
-
 def _pair(parts: Tensors, alpha: float | None, sources: tuple[str, ...]) -> Pair:
     return Pair(parts["down"], parts["up"], alpha, parts.get("up_bias"), parts.get("magnitude"), sources)
 
 
 def _traced_pair(parts: Mapping[str, TracedTensor], alphas: Mapping[str, float]) -> Pair:
     sources = tuple(sorted({source for tensor in parts.values() for source in tensor.sources}))
-    stated = [alphas[source] for source in sources if source in alphas]
+    stated = [float(parts["alpha"])] if "alpha" in parts else [alphas[one] for one in sources if one in alphas]
     return _pair({part: tensor.plain() for part, tensor in parts.items()}, stated[0] if stated else None, sources)
 
 
@@ -219,9 +221,7 @@ def _as_diffusers_reads(name: str, key: LoraKey | None, target: LoraTarget, own:
     return f"diffusion_model.{name}" if key.dialect == "diffsynth" and not key.component else name
 
 
-def _lora_state_dict(
-    target: LoraTarget, traced: Mapping[str, TracedTensor]
-) -> tuple[dict[str, TracedTensor], bool]:
+def _lora_state_dict(target: LoraTarget, traced: Mapping[str, TracedTensor]) -> tuple[dict[str, TracedTensor], bool]:
     """Call the converter.
 
     Returns:
@@ -238,24 +238,23 @@ def _lora_state_dict(
     return converted, bool(alphas)
 
 
-def _likely_component(target: LoraTarget, pairs: Mapping[tuple[str, bool], Pair]) -> str:
+def _likely_component(target: LoraTarget, pairs: Pairs) -> str:
     """The network that modules are of whose names do not say it: the one that has most of them."""
     counts = {
-        component: max(_known(names, pairs) for names in network.layouts.values())
+        component: max(_known(layout, pairs) for layout in network.layouts.values())
         for component, network in target.networks.items()
     }
     return max(counts, key=lambda component: counts[component], default=DENOISER)
 
 
-def _known(names: Mapping[str, Place], pairs: Mapping[tuple[str, bool], Pair]) -> int:
-    flat = {name.replace(".", "_") for name in names}
-    return sum(module in (flat if is_flat else names) for module, is_flat in pairs)
+def _known(layout: Layout, pairs: Pairs) -> int:
+    return sum(layout.find(*module) is not None for module in pairs)
 
 
 def _place(
     target: LoraTarget,
     component: str,
-    pairs: Mapping[tuple[str, bool], Pair],
+    pairs: Pairs,
     settings: Settings,
     found: Conversion,
 ) -> None:
@@ -265,14 +264,17 @@ def _place(
         reason = f"{target.label} has no {component}"
         found.faults += [Fault(name, reason) for pair in pairs.values() for name in pair.sources]
         return
-    names = _layout_of(network, pairs)
-    flat = {name.replace(".", "_"): place for name, place in names.items()}
+    layouts = _layouts_of(network, pairs)
+    if len(layouts) > 1:
+        reason = f"{network.label} has layers of these names in several layouts"
+        found.faults += [Fault(name, reason) for pair in pairs.values() for name in pair.sources]
+        return
     stated = settings.get(component, settings.get("", LoraSettings()))
     placed = found.pairs.setdefault(component, {})
-    for (module, is_flat), pair in pairs.items():
-        place = (flat if is_flat else names).get(module)
+    for module, pair in pairs.items():
+        place = layouts[0].find(*module)
         if place is None:
-            found.faults += [Fault(name, f"{network.label} has no layer {module}") for name in pair.sources]
+            found.faults += [Fault(name, f"{network.label} has no layer {module[0]}") for name in pair.sources]
             continue
         reason = _misfit(pair, network.shape_in(place), place.layers[0])
         pieces = None if reason else _changed(pair, place.change)
@@ -289,9 +291,13 @@ def _place(
                 placed[layer] = _fitted(replace(piece, alpha=alpha), network.layers[layer])
 
 
-def _layout_of(network: AdaptedNetwork, pairs: Mapping[tuple[str, bool], Pair]) -> Mapping[str, Place]:
-    """The layout that has most of these names; the network's own first."""
-    return max(network.layouts.values(), key=lambda names: _known(names, pairs))
+def _layouts_of(network: AdaptedNetwork, pairs: Pairs) -> list[Layout]:
+    """The layouts that have all of these names, one of those that mean the same by them; else the one with most."""
+    found: dict[tuple[Place | None, ...], Layout] = {}
+    for layout in network.layouts.values():
+        found.setdefault(tuple(layout.find(*module) for module in pairs), layout)
+    whole = [layout for places, layout in found.items() if None not in places]
+    return whole or [max(found.values(), key=lambda layout: _known(layout, pairs))]
 
 
 def _changed(pair: Pair, change: Change) -> tuple[Pair, ...] | None:

@@ -34,6 +34,25 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What files of a layout call a network's modules.
+
+    Attributes:
+        places: by dotted name.
+    """
+
+    places: Mapping[str, Place]
+
+    @cached_property
+    def _flat(self) -> Mapping[str, Place]:
+        return {name.replace(".", "_"): place for name, place in self.places.items()}
+
+    def find(self, module: str, is_flat: bool) -> Place | None:
+        """Return where a module is; None if the network has none of this name."""
+        return (self._flat if is_flat else self.places).get(module)
+
+
+@dataclass(frozen=True)
 class AdaptedNetwork:
     """A network that adapters are loaded onto.
 
@@ -61,23 +80,26 @@ class AdaptedNetwork:
         return self.known[0] if self.known is not None else ""
 
     @cached_property
-    def layouts(self) -> dict[str, dict[str, Place]]:
-        """Layout -> what a module is called in it -> where that is; the network's own names come first."""
-        own = {name: Place((name,), Same()) for name in self.layers}
+    def layouts(self) -> dict[str, Layout]:
+        """By name; that of the network's own names comes first."""
+        own = Layout({name: Place((name,), Same()) for name in self.layers})
         if self.known is None:
             return {"": own}
         architecture = self.known[1]
-        names = (*architecture.layouts, *architecture.lora_layouts)
-        return {architecture.own_layout: own, **{name: dict(self._places(architecture, name)) for name in names}}
+        others = (*architecture.layouts, *architecture.lora_layouts)
+        return {
+            architecture.own_layout: own,
+            **{name: Layout(dict(self._places(architecture, name))) for name in others},
+        }
 
     def bases(self) -> Iterator[LoraBase]:
         """Yield this very network as a base of LoRAs, in every layout."""
         family, component, model_class = self.family, "", self.label
         if self.known is not None:
             component, model_class = self.known[1].component, self.known[1].model_class
-        for layout, places in self.layouts.items():
-            weights = ((name, self.shape_in(place)) for name, place in places.items())
-            yield LoraBase(family, component, model_class, layout, (), modules_by_pattern(weights))
+        for name, layout in self.layouts.items():
+            weights = ((module, self.shape_in(place)) for module, place in layout.places.items())
+            yield LoraBase(family, component, model_class, name, (), modules_by_pattern(weights))
 
     def shape_in(self, place: Place) -> Shape:
         """Return the shape of the weight in a file of that layout."""
