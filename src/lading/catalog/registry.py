@@ -186,19 +186,30 @@ def _load_entry_points_once() -> bool:
         package = f" of {offer.dist.name}" if offer.dist is not None else ""
         where = f"the entry point {offer.name!r}{package} in {ENTRY_POINTS}, {offer.value}"
         try:
-            value = offer.load()
-            value = value() if callable(value) else value
+            family = _offered(offer.load(), offer.name)
+            _check(family)
         except Exception as error:
-            raise IdentificationError(
-                f"{where}, fails: {type(error).__name__}: {error}: update or remove the package"
-            ) from error
-        if isinstance(value, Family):
-            for architecture in value.architectures:
-                register_architecture(architecture, value.name)
-        elif isinstance(value, Architecture):
-            register_architecture(value, offer.name)
-        else:
-            raise IdentificationError(
-                f"{where}, gives {value!r:.80}: it must name a Family, an Architecture, or a function that returns one"
-            )
+            what = str(error) if isinstance(error, IdentificationError) else f"{type(error).__name__}: {error}"
+            raise IdentificationError(f"{where}, fails: {what}: update the package, or remove it") from error
+        for architecture in family.architectures:
+            register_architecture(architecture, family.name)
     return bool(offers)
+
+
+def _offered(value: object, name: str) -> Family:
+    """What an entry point comes to; an architecture alone gets its name as that of the family."""
+    value = value() if callable(value) else value
+    if isinstance(value, Architecture):
+        return Family(name, (value,))
+    if isinstance(value, Family):
+        return value
+    raise IdentificationError(
+        f"it gives {value!r:.80}, and must name a Family, an Architecture, or a function that returns one"
+    )
+
+
+def _check(family: Family) -> None:
+    """Build what a family's architectures say, before anything else is compared with it."""
+    from lading.catalog.construction import signatures_of  # torch, which whoever offers a network has
+
+    signatures_of(family)

@@ -100,7 +100,7 @@ def load_lora(module_or_pipeline: Any, file: CheckpointPath, scale: float = 1.0,
     settings = lora_settings(checkpoint)
     found = convert(target, content, lambda: read_state_dict(checkpoint), settings)
     name = _free_name(target, name, checkpoint.files[0].stem)
-    if _is_control(target, found):
+    if _is_control(target, lora, found):
         _add_control(source, target, read_state_dict(checkpoint), found, name, scale)
     elif found.faults or found.whole or not any(found.pairs.values()):
         raise ComponentError(f"{source}: {_why_not(lora, content, found)}")
@@ -174,7 +174,7 @@ def _require_base(source: str, lora: Lora, content: LoraContent, checkpoint: Che
         touched = Touched.of(modules, shapes)
         bases = find_bases(component, touched)
         networks = [one for name, one in target.networks.items() if component in ("", name)]
-        if not bases or not networks or (_takes_control(target) and _is_class_of(networks[0], bases)):
+        if not bases or not networks or _may_control(target, bases):
             continue
         here = [touched.match(base) for network in networks for base in network.bases()]
         best = min((MATCHES.index(match) for match in here if match is not None), default=len(MATCHES))
@@ -183,10 +183,6 @@ def _require_base(source: str, lora: Lora, content: LoraContent, checkpoint: Che
                 f"{source}: this LoRA is for {lora.made_for}, and {target.label} is {_what(networks[0])}: "
                 "load it onto the model that it was made for"
             )
-
-
-def _is_class_of(network: AdaptedNetwork, bases: tuple[LoraMatch, ...]) -> bool:
-    return network.known is not None and network.known[1].model_class in [base.model_class for base in bases]
 
 
 def _what(network: AdaptedNetwork) -> str:
@@ -207,10 +203,10 @@ def _free_name(target: LoraTarget, name: str | None, stem: str) -> str:
     """A name that no network has an adapter of; PEFT allows no dots."""
     taken = {one for network in target.networks.values() for one in adapted_layers(network.module)}
     if name is not None:
-        if name in taken or "." in name:
-            raise ComponentError(
-                f"an adapter cannot be called {name!r}: there are {', '.join(sorted(taken)) or 'dots'}"
-            )
+        if "." in name:
+            raise ComponentError(f"an adapter cannot be called {name!r}: PEFT allows no dots: use another name")
+        if name in taken:
+            raise ComponentError(f"there is an adapter {name!r} already: use another name, or delete it first")
         return name
     plain = re.sub(r"[^0-9A-Za-z_-]", "_", stem) or "lora"
     return next(one for one in (plain, *(f"{plain}_{n}" for n in range(2, len(taken) + 3))) if one not in taken)
@@ -253,19 +249,23 @@ def _add(source: str, target: LoraTarget, found: Conversion, name: str, scale: f
         activate(module, active[component], name, scale)
 
 
-def _takes_control(target: LoraTarget) -> bool:
-    """Whether diffusers lets LoRAs change parameters of the target's own: it lists the norms that they may replace."""
-    return target.pipeline is not None and hasattr(target.loader, "_control_lora_supported_norm_keys")
+def _may_control(target: LoraTarget, bases: tuple[LoraMatch, ...]) -> bool:
+    """Whether a LoRA is for a published variant of the target's denoiser, and diffusers lets it make one of it.
+
+    The classes that do list the norms that a LoRA may replace.
+    """
+    network = target.networks.get(DENOISER)
+    takes = target.pipeline is not None and hasattr(target.loader, "_control_lora_supported_norm_keys")
+    if not takes or network is None or network.known is None:
+        return False
+    return any(base.model_class == network.known[1].model_class and base.match in MATCHES[:2] for base in bases)
 
 
-def _is_control(target: LoraTarget, found: Conversion) -> bool:
-    """Whether a LoRA widens layers or replaces parameters of a target that lets it, and does nothing else amiss."""
-    return (
-        _takes_control(target)
-        and bool(found.whole or found.faults)
-        and {*found.whole} <= {DENOISER}
-        and all(fault.layer for fault in found.faults)
-    )
+def _is_control(target: LoraTarget, lora: Lora, found: Conversion) -> bool:
+    """Whether a LoRA widens layers of the target or replaces its parameters, may do so, and does nothing else amiss."""
+    bases = tuple(base for part in lora.parts for base in part.bases)
+    changes = bool(found.whole or found.faults) and all(fault.layer for fault in found.faults)
+    return changes and {*found.whole} <= {DENOISER} and _may_control(target, bases)
 
 
 def _add_control(
@@ -281,12 +281,9 @@ def _add_control(
     _require_unstreamed(source, module, "a control LoRA, which changes the network's own weights")
     active = active_adapters(module)
     wanted = {*found.pairs.get(DENOISER, {}), *(fault.layer for fault in found.faults)}
-    parameters = {path for path, _ in module.named_parameters()}
-    lost = sorted(found.whole.get(DENOISER, {}).keys() - parameters)
     try:
-        if not lost:
-            target.pipeline.load_lora_weights(dict(tensors), adapter_name=name)
-            lost = sorted(wanted - adapted_layers(module).get(name, set()))
+        target.pipeline.load_lora_weights(dict(tensors), adapter_name=name)
+        lost = sorted(wanted - adapted_layers(module).get(name, set()))
     except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise ComponentError(f"{source}: no LoRA for {target.label}: {error}") from error
     if lost:

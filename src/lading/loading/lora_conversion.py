@@ -31,6 +31,22 @@ _DENOISERS = ("transformer", "unet")
 
 
 @dataclass(frozen=True)
+class Fault:
+    """A tensor of the file that has no place.
+
+    Attributes:
+        layer: that is there, in another size; "" where none is.
+    """
+
+    name: str
+    reason: str
+    layer: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+@dataclass(frozen=True)
 class Pair:
     """What a LoRA adds to one layer: `alpha / rank * up @ down`.
 
@@ -60,25 +76,13 @@ class Pair:
         """Of the weight that it is added to, without last axes of size one."""
         return trimmed((self.up.shape[0], *self.down.shape[1:]))
 
+    def faults(self, reason: str, layer: str = "") -> list[Fault]:
+        """Return a fault for each of its sources."""
+        return [Fault(name, reason, layer) for name in self.sources]
+
 
 Pairs = Mapping[tuple[str, bool], Pair]
 """A module's name in some layout, and whether that is flat -> what is added to it."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A tensor of the file that has no place.
-
-    Attributes:
-        layer: that is there, in another size; "" where none is.
-    """
-
-    name: str
-    reason: str
-    layer: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.reason})"
 
 
 @dataclass
@@ -149,8 +153,7 @@ def by_diffusers(target: LoraTarget, content: LoraContent, tensors: Tensors, set
         head, key = name.partition(".")[0], parse_lora_key(name)
         component = key.component if key is not None and key.component else head
         if key is None:
-            component = DENOISER if component in _DENOISERS else component
-            found.whole.setdefault(component, {})[name.removeprefix(f"{head}.")] = tensor.plain()
+            _replace(target, DENOISER if head in _DENOISERS else head, name.removeprefix(f"{head}."), tensor, found)
         else:
             module = key.module if key.component else key.module.removeprefix(f"{head}.")
             loose.setdefault(component, {}).setdefault(module, {})[key.part] = tensor
@@ -162,6 +165,16 @@ def by_diffusers(target: LoraTarget, content: LoraContent, tensors: Tensors, set
         used.update(held.names.get("alpha", "") for held in content.modules.values() if held.names.get("down") in used)
     found.faults += [Fault(name, "diffusers' converter drops it") for name in tensors if name not in used]
     return found
+
+
+def _replace(target: LoraTarget, component: str, parameter: str, tensor: TracedTensor, found: Conversion) -> None:
+    """Note what replaces a parameter of a network."""
+    network = target.networks.get(component)
+    if network is not None and network.parameters.get(parameter) == tuple(tensor.shape):
+        found.whole.setdefault(component, {})[parameter] = tensor.plain()
+    else:
+        reason = f"{target.label} has no such parameter {parameter}"
+        found.faults += [Fault(name, reason) for name in sorted(tensor.sources)]
 
 
 def _pair(parts: Tensors, alpha: float | None, sources: tuple[str, ...]) -> Pair:
@@ -261,34 +274,37 @@ def _place(
     """Find the layer of each pair, and take it apart where the layer is one of several."""
     network = target.networks.get(component)
     if network is None:
-        reason = f"{target.label} has no {component}"
-        found.faults += [Fault(name, reason) for pair in pairs.values() for name in pair.sources]
+        found.faults += _faults(pairs, f"{target.label} has no {component}")
         return
     layouts = _layouts_of(network, pairs)
     if len(layouts) > 1:
-        reason = f"{network.label} has layers of these names in several layouts"
-        found.faults += [Fault(name, reason) for pair in pairs.values() for name in pair.sources]
+        found.faults += _faults(pairs, f"{network.label} has layers of these names in several layouts")
         return
     stated = settings.get(component, settings.get("", LoraSettings()))
     placed = found.pairs.setdefault(component, {})
     for module, pair in pairs.items():
         place = layouts[0].find(*module)
         if place is None:
-            found.faults += [Fault(name, f"{network.label} has no layer {module[0]}") for name in pair.sources]
+            found.faults += pair.faults(f"{network.label} has no layer {module[0]} that takes one")
             continue
-        reason = _misfit(pair, network.shape_in(place), place.layers[0])
-        pieces = None if reason else _changed(pair, place.change)
+        first, broken = place.layers[0], _why_broken(pair)
+        if not broken and pair.weight_shape != trimmed(place.shape):
+            found.faults += pair.faults(f"for {pair.weight_shape}, and {first} has {place.shape}", first)
+            continue
+        pieces = None if broken else _changed(pair, place.change)
         if pieces is None:
-            reason = reason or f"{network.label} makes {place.layers[0]} of it in a way that no pair can follow"
-            layer = place.layers[0] if reason.startswith("for ") else ""
-            found.faults += [Fault(name, reason, layer) for name in pair.sources]
+            found.faults += pair.faults(broken or f"{first} is made of it in a way that no pair can follow")
             continue
         for layer, piece in zip(place.layers, pieces, strict=True):
             if layer in placed:
-                found.faults += [Fault(name, f"{layer} has another pair already") for name in pair.sources]
+                found.faults += pair.faults(f"{layer} has another pair already")
             else:
                 alpha = piece.alpha if piece.alpha is not None else stated.alpha_of(layer)
                 placed[layer] = _fitted(replace(piece, alpha=alpha), network.layers[layer])
+
+
+def _faults(pairs: Pairs, reason: str) -> list[Fault]:
+    return [fault for pair in pairs.values() for fault in pair.faults(reason)]
 
 
 def _layouts_of(network: AdaptedNetwork, pairs: Pairs) -> list[Layout]:
@@ -314,17 +330,19 @@ def _changed(pair: Pair, change: Change) -> tuple[Pair, ...] | None:
     )
 
 
-def _misfit(pair: Pair, shape: Shape, layer: str) -> str:
-    """Return why a pair cannot be added to a weight of this shape; "" where it can."""
+def _why_broken(pair: Pair) -> str:
+    """Return why a pair can be added to no weight; "" where it can."""
     if pair.down.ndim < 2 or pair.up.ndim < 2 or pair.rank != pair.up.shape[1] or not pair.rank:
         return f"{tuple(pair.down.shape)} and {tuple(pair.up.shape)} are no pair of matrices"
     if pair.alpha is not None and not isfinite(pair.alpha):
         return f"an alpha of {pair.alpha}"
-    if pair.magnitude is not None and [size for size in pair.magnitude.shape if size != 1] != [shape[0]]:
-        return f"a magnitude of {tuple(pair.magnitude.shape)}, where lading takes one for each row"
-    if pair.magnitude is not None and pair.magnitude.ndim == 2 and pair.magnitude.shape[0] == 1:
-        return "magnitudes of columns, where lading takes those of rows"
-    return "" if pair.weight_shape == trimmed(shape) else f"for {pair.weight_shape}, and {layer} has {shape}"
+    magnitude = pair.magnitude
+    if magnitude is None:
+        return ""
+    of_columns = magnitude.ndim == 2 and magnitude.shape[0] == 1 and magnitude.shape[1] > 1
+    if of_columns or magnitude.numel() != pair.up.shape[0]:
+        return f"a magnitude of {tuple(magnitude.shape)}, where lading takes one number for each row of the weight"
+    return ""
 
 
 def _fitted(pair: Pair, shape: Shape) -> Pair:

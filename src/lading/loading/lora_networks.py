@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lading.catalog.architecture import Architecture
-from lading.catalog.change import Change, Same, Shape
+from lading.catalog.change import Change, Same, Shape, UnfitShapeError
 from lading.catalog.lora_bases import LoraBase, modules_by_pattern
 from lading.catalog.registry import architecture_of
 from lading.errors import CheckpointError
@@ -27,10 +27,12 @@ class Place:
     Attributes:
         layers: of the network, that it is made into.
         change: of the weight, on its way there.
+        shape: of the weight in the file.
     """
 
     layers: tuple[str, ...]
     change: Change
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ class AdaptedNetwork:
         return {name: shape for name, layer in _base_layers(self.module) if (shape := _weight_shape(layer)) is not None}
 
     @cached_property
+    def parameters(self) -> dict[str, Shape]:
+        """Parameter -> its shape as it is stored; without those of adapters."""
+        names = ((name.replace(".base_layer.", "."), tuple(one.shape)) for name, one in self.module.named_parameters())
+        return {name: shape for name, shape in names if ".lora_" not in name}
+
+    @cached_property
     def known(self) -> tuple[str, Architecture] | None:
         """Its family and architecture, if the catalog has them."""
         return next((found for kind in type(self.module).__mro__ if (found := architecture_of(kind))), None)
@@ -82,7 +90,7 @@ class AdaptedNetwork:
     @cached_property
     def layouts(self) -> dict[str, Layout]:
         """By name; that of the network's own names comes first."""
-        own = Layout({name: Place((name,), Same()) for name in self.layers})
+        own = Layout({name: Place((name,), Same(), shape) for name, shape in self.layers.items()})
         if self.known is None:
             return {"": own}
         architecture = self.known[1]
@@ -98,28 +106,25 @@ class AdaptedNetwork:
         if self.known is not None:
             component, model_class = self.known[1].component, self.known[1].model_class
         for name, layout in self.layouts.items():
-            weights = ((module, self.shape_in(place)) for module, place in layout.places.items())
+            weights = ((module, place.shape) for module, place in layout.places.items())
             yield LoraBase(family, component, model_class, name, (), modules_by_pattern(weights))
-
-    def shape_in(self, place: Place) -> Shape:
-        """Return the shape of the weight in a file of that layout."""
-        return place.change.inverse.shapes([self.layers[layer] for layer in place.layers])[0]
 
     def _places(self, architecture: Architecture, layout: str) -> Iterator[tuple[str, Place]]:
         """What modules are called in a layout; those that are made of several of the file's are not among them."""
-        shapes = {**self._parameter_shapes(), **{name + _WEIGHT: shape for name, shape in self.layers.items()}}
+        shapes = {**self.parameters, **{name + _WEIGHT: shape for name, shape in self.layers.items()}}
         try:
             key_map = architecture.key_map(layout, shapes)
         except (CheckpointError, LookupError):
             return  # this network is none that the layout has names for
         for step in () if key_map is None else key_map.inverse.steps(shapes)[0]:
             layers = tuple(name.removesuffix(_WEIGHT) for name in step.sources)
-            if len(step.targets) == 1 and step.targets[0].endswith(_WEIGHT) and self.layers.keys() >= set(layers):
-                yield step.targets[0].removesuffix(_WEIGHT), Place(layers, step.change.inverse)
-
-    def _parameter_shapes(self) -> dict[str, Shape]:
-        names = ((name.replace(".base_layer.", "."), tuple(one.shape)) for name, one in self.module.named_parameters())
-        return {name: shape for name, shape in names if ".lora_" not in name}
+            if len(step.targets) > 1 or not step.targets[0].endswith(_WEIGHT) or not self.layers.keys() >= set(layers):
+                continue
+            try:
+                (shape,) = step.change.shapes([self.layers[layer] for layer in layers])
+            except UnfitShapeError:
+                continue  # its widths are none that the layout has
+            yield step.targets[0].removesuffix(_WEIGHT), Place(layers, step.change.inverse, shape)
 
 
 def is_adapted(layer: torch.nn.Module) -> bool:
@@ -145,10 +150,11 @@ def _base_layers(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module
 
 
 def _weight_shape(layer: torch.nn.Module) -> Shape | None:
+    """The shape of a weight that pairs of matrices can be added to; trainers disagree on convolutions in groups."""
     if isinstance(layer, torch.nn.Linear):
         return layer.out_features, layer.in_features
-    if isinstance(layer, _CONVOLUTIONS):
-        return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
+    if isinstance(layer, _CONVOLUTIONS) and layer.groups == 1:
+        return layer.out_channels, layer.in_channels, *layer.kernel_size
     return None
 
 
