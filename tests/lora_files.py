@@ -118,8 +118,9 @@ def added(module: torch.nn.Module, name: str) -> dict[str, torch.Tensor]:
 
     found: dict[str, torch.Tensor] = {}
     for path, layer in module.named_modules():
-        if isinstance(layer, LoraLayer) and name in layer.lora_A:
-            down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+        if isinstance(layer, LoraLayer) and isinstance(layer, torch.nn.Module) and name in layer.lora_A:
+            down = layer.get_parameter(f"lora_A.{name}.weight")
+            up = layer.get_parameter(f"lora_B.{name}.weight")
             product = up.flatten(1) @ down.flatten(1)
             found[path] = layer.scaling[name] * product.reshape(up.shape[0], *down.shape[1:])
     return found

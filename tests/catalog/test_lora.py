@@ -138,7 +138,7 @@ def test_alphas_are_those_of_the_metadata_or_of_pefts_config_where_no_tensor_has
 )
 def test_adapters_of_other_methods_are_called_by_their_names(names: tuple[str, ...], method: str) -> None:
     module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-    shapes = {f"{module}.{name}": () if name == "alpha" else (8, 8) for name in names}
+    shapes: dict[str, Shape] = {f"{module}.{name}": () if name == "alpha" else (8, 8) for name in names}
     lora = recognised(shapes)
     assert lora.method == method
     assert lora.parts[0].bases[0].model_class == "diffusers.UNet2DConditionModel"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,9 @@ def test_layers_that_are_replaced_by_rules_of_their_own_take_a_lora_too(tmp_path
     made = tiny_qwen()
     made.save_pretrained(tmp_path / "model")
     file = LoraFile().add(FORMS["diffusers"], named(made, "diffusers", "attn")).save(tmp_path / "lora.safetensors")
-    config = {f"{state}_device": "cpu" for state in ("onload", "preparing", "computation")}
-    config |= {f"{state}_dtype": torch.float32 for state in ("onload", "preparing", "computation")}
+    states = ("onload", "preparing", "computation")
+    config: dict[str, Any] = {f"{state}_device": "cpu" for state in states}
+    config |= {f"{state}_dtype": torch.float32 for state in states}
     managed = lading.load_model(
         type(made),
         tmp_path / "model",
@@ -151,8 +153,11 @@ def test_the_alpha_of_pefts_config_counts_and_of_diffusers_metadata(tmp_path: Pa
             parameter.data.copy_(trained.get_parameter(own))
     peft.save_pretrained(str(tmp_path / "peft"))
     layers = get_peft_model_state_dict(trained, adapter_name="made")
-    metadata = {"transformer_lora_adapter_metadata": config.to_dict()}
-    diffusers.FluxPipeline.save_lora_weights(tmp_path / "pipeline", transformer_lora_layers=layers, **metadata)
+    diffusers.FluxPipeline.save_lora_weights(
+        tmp_path / "pipeline",
+        transformer_lora_layers=layers,
+        transformer_lora_adapter_metadata=trained.peft_config["made"].to_dict(),
+    )
     for folder, dialect in (("diffusers", "peft"), ("peft", "peft"), ("pipeline", "diffusers")):
         network = tiny_flux()
         loaded = lading.load_lora(network, tmp_path / folder)
@@ -187,6 +192,16 @@ def test_a_network_of_the_users_own_takes_a_lora_of_pefts(tmp_path: Path) -> Non
     network = make()
     assert lading.load_lora(network, tmp_path).layers == {"denoiser": 2}
     assert torch.equal(network(torch.ones(1, 4)), trained(torch.ones(1, 4)))
+
+
+def test_alphas_by_expression_are_refused_and_not_guessed(tmp_path: Path) -> None:
+    network = tiny_flux()
+    file = (
+        LoraFile().add(FORMS["peft"], named(network, "diffusers", "to_q")).save(tmp_path / "adapter_model.safetensors")
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 4, "alpha_pattern": {r"blocks\.\d+.*": 2}}))
+    with pytest.raises(ComponentError, match=r"alphas to layers by expressions such as .*name the layers"):
+        lading.load_lora(network, file)
 
 
 @pytest.mark.parametrize("kohya", [False, True])

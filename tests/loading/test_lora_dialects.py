@@ -101,8 +101,9 @@ def _sdxl_file(parts: dict[str, Any]) -> LoraFile:
     file = LoraFile().add(FORMS["kohya"], named(parts["unet"], "original", "transformer_blocks"), alphas=(1.0,))
     for number, name in ((1, "text_encoder"), (2, "text_encoder_2")):
         form = ENCODER_FORMS["kohya"]
-        ends = {part: str(getattr(form, part)).replace("te1", f"te{number}") for part in ("down", "up", "alpha")}
-        file.add(replace(form, **ends), _text_layers(parts[name]), alphas=(1.0,), seed=number)
+        down, up, alpha = (str(end).replace("te1", f"te{number}") for end in (form.down, form.up, form.alpha))
+        form = replace(form, down=down, up=up, alpha=alpha)
+        file.add(form, _text_layers(parts[name]), alphas=(1.0,), seed=number)
     return file
 
 

@@ -168,6 +168,11 @@ class LoraSettings:
     alphas: Mapping[str, float] = field(default_factory=dict)
     by_root: bool = False
 
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """Those of `alphas` that are no names but regular expressions, which PEFT allows and nobody here evaluates."""
+        return tuple(end for end in self.alphas if not set(end).isdisjoint(r"\*+?()[]{}|$"))
+
     def alpha_of(self, module: str) -> float | None:
         """Return the alpha of a module."""
         for end, alpha in self.alphas.items():
@@ -312,17 +317,17 @@ def lora_settings(checkpoint: Checkpoint) -> dict[str, LoraSettings]:
 
 
 def _settings(values: Mapping[str, Any]) -> LoraSettings:
-    alpha, alphas = values.get("lora_alpha"), values.get("alpha_pattern")
-    alphas = alphas if isinstance(alphas, Mapping) else {}
+    alphas = values.get("alpha_pattern")
+    stated = {str(end): _number(value) for end, value in alphas.items()} if isinstance(alphas, Mapping) else {}
     return LoraSettings(
-        float(alpha) if _is_number(alpha) else None,
-        {str(end): float(value) for end, value in alphas.items() if _is_number(value)},
+        _number(values.get("lora_alpha")),
+        {end: value for end, value in stated.items() if value is not None},
         values.get("use_rslora") is True,
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _claims(checkpoint: Checkpoint) -> dict[str, str]:

@@ -75,8 +75,14 @@ class LoraBase:
         modules = {
             name: BaseModules(last, frozenset(map(tuple, shapes))) for name, (last, *shapes) in entry["modules"].items()
         }
-        names = (entry[key] for key in ("family", "component", "model_class", "layout"))
-        return cls(*names, tuple(entry["models"]), modules)
+        return cls(
+            entry["family"],
+            entry["component"],
+            entry["model_class"],
+            entry["layout"],
+            tuple(entry["models"]),
+            modules,
+        )
 
     @cached_property
     def flat(self) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import torch
 
-from lading.catalog.lora import Lora, LoraMatch, Touched, find_bases, lora_settings
+from lading.catalog.lora import Lora, LoraMatch, LoraSettings, Touched, find_bases, lora_settings
 from lading.catalog.lora_bases import MATCHES, LoraBase, shipped_lora_bases
 from lading.catalog.lora_names import DENOISER, DORA, LORA, LoraContent, LoraModule, sort_lora
 from lading.catalog.recognition import identify_checkpoint
@@ -98,6 +98,7 @@ def load_lora(module_or_pipeline: Any, file: CheckpointPath, scale: float = 1.0,
     _require_pairs(source, lora)
     _require_base(source, lora, content, checkpoint, target)
     settings = lora_settings(checkpoint)
+    _require_names(source, settings)
     found = convert(target, content, lambda: read_state_dict(checkpoint), settings)
     name = _free_name(target, name, checkpoint.files[0].stem)
     if _is_control(target, lora, found):
@@ -139,12 +140,16 @@ def _target(module_or_pipeline: Any) -> LoraTarget:
 
 def _loader_of(network: AdaptedNetwork) -> Any:
     """The class of the first published pipeline of a network, where diffusers loads LoRAs onto that."""
-    for family in known_families() if network.known is not None else ():
-        for repository in family.repositories.values() if family.name == network.family else ():
-            classes = [component.model_class for component in repository.components.values()]
-            pipeline = getattr(diffusers, repository.pipeline_class.rpartition(".")[2], None)
-            if network.known[1].model_class in classes and hasattr(pipeline, "lora_state_dict"):
-                return pipeline
+    if network.known is None:
+        return None
+    family, architecture = network.known
+    for repository in (
+        one for known in known_families() if known.name == family for one in known.repositories.values()
+    ):
+        classes = [component.model_class for component in repository.components.values()]
+        pipeline = getattr(diffusers, repository.pipeline_class.rpartition(".")[2], None)
+        if architecture.model_class in classes and hasattr(pipeline, "lora_state_dict"):
+            return pipeline
     return None
 
 
@@ -157,6 +162,15 @@ def _require_pairs(source: str, lora: Lora) -> None:
         raise ComponentError(
             f"{source}: a {lora.method}: {_NO_PAIRS.get(lora.method, 'something else')} instead of a pair of matrices "
             "for each layer, and lading adds only such pairs: merge it into the model with the tool that made it"
+        )
+
+
+def _require_names(source: str, settings: Mapping[str, LoraSettings]) -> None:
+    expressions = [end for one in settings.values() for end in one.expressions]
+    if expressions:
+        raise ComponentError(
+            f"{source}: its config gives alphas to layers by expressions such as {expressions[0]!r}, which lading does "
+            "not evaluate: name the layers in alpha_pattern"
         )
 
 

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
+from typing import Any
 
 import torch
 
@@ -240,7 +241,7 @@ def _lora_state_dict(target: LoraTarget, traced: Mapping[str, TracedTensor]) -> 
     Returns:
         What it made, and whether alphas are still to be applied; else they are in the matrices.
     """
-    options = {}
+    options: dict[str, Any] = {}
     if "return_alphas" in inspect.signature(target.loader.lora_state_dict).parameters:
         options["return_alphas"] = True
     network = target.networks.get(DENOISER)

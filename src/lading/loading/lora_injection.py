@@ -42,7 +42,7 @@ def inject(module: torch.nn.Module, pairs: Mapping[str, Pair], name: str, by_roo
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several are meant
             warnings.filterwarnings("ignore", "While injecting the PEFT adapters", RuntimeWarning)  # the state decides
             inject_adapter_in_model(config, module, name, low_cpu_mem_usage=True, state_dict=state)
-            left = set_peft_model_state_dict(module, state, name, low_cpu_mem_usage=True)
+            left: Any = set_peft_model_state_dict(module, state, name, low_cpu_mem_usage=True)
         assert not left.unexpected_keys, left.unexpected_keys
     for layer, pair in pairs.items():
         adapted: Any = module.get_submodule(layer)
@@ -72,7 +72,8 @@ def activate(module: torch.nn.Module, active: list[str], name: str, scale: float
     for layer in module.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.set_adapter([*active, name], inference_mode=True)
-            layer.set_scale(name, scale)  # type: ignore[attr-defined] # those of LoRA have it
+        if isinstance(layer, LoraLayer):
+            layer.set_scale(name, scale)
 
 
 def remove(module: torch.nn.Module, name: str) -> None:

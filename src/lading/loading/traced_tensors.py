@@ -37,7 +37,7 @@ class TracedTensor(torch.Tensor):
     def __torch_function__(
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = super().__torch_function__(func, types, args, kwargs or {})
+        result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call] # torch's
         inputs = [one for one in tree_iter((args, kwargs)) if isinstance(one, TracedTensor)]
         sources = frozenset[str]().union(*(one.sources for one in inputs))
         if isinstance(result, float) and getattr(func, "__name__", "") in _READS:
