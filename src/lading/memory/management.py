@@ -283,9 +283,7 @@ class Manager:
                 for old, places in self._places.items()
                 if any(part is now[path] and other == attribute for part, other in places)
             }
-        return Trace(
-            translated(found.calls), found.activation_bytes, frozenset(fixed), translated(found.backward)
-        )
+        return Trace(translated(found.calls), found.activation_bytes, frozenset(fixed), translated(found.backward))
 
     def _notice_changes(self) -> None:
         """Plan anew when limits moved, blocks were compiled, or parameters that no checkpoint holds came or went."""
