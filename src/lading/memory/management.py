@@ -252,11 +252,13 @@ class Manager:
         self._known.setdefault(entry, []).append(signature)
 
     def _goes_back(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Whether a call is one that gradients come back through."""
+        """Whether a call is one that gradients come back through; examples are none."""
+        if self._engine is None or not torch.is_grad_enabled():
+            return False
+        frozen = set(map(id, self._engine.bound.values()))
         tensors = (value for value in tree_iter((args, dict(kwargs))) if isinstance(value, torch.Tensor))
-        return torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in itertools.chain(tensors, self.module.parameters())
-        )
+        added = (parameter for parameter in self.module.parameters() if id(parameter) not in frozen)
+        return any(tensor.requires_grad for tensor in itertools.chain(tensors, added))
 
     def _forget_traces(self) -> None:
         self._known.clear()

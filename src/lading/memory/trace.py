@@ -249,7 +249,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
         self._stack.pop()
         for tensor in tree_iter(output):
             if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                tensor.register_hook(lambda _: self._visits.append(_Visit(part, name)))
+                tensor.register_hook(lambda _: self._visits.append(_Visit(part, name)))  # type: ignore[no-untyped-call] # torch types it not
 
     def _use(self, tensor: torch.Tensor) -> None:
         names = self._names.get(id(tensor), ())
