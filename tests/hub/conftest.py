@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lading import shipped_model
 from lading.hub.huggingface import HuggingFace
+from lading.hub.modelscope import ModelScope
 from tests.hub.server import Hub, serve
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -78,3 +79,11 @@ def source(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setattr("lading.hub.stream._FIRST_WAIT_SECONDS", 0.01)
     yield HuggingFace(token=False, endpoint=hub.endpoint)
     close_session()
+
+
+@pytest.fixture
+def modelscope(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> ModelScope:
+    """This process's way to the same hub, where it speaks ModelScope's protocol."""
+    monkeypatch.setattr("lading.hub.stream._FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS", 0.01)
+    return ModelScope(token=False, endpoint=hub.endpoint)
