@@ -18,6 +18,16 @@ from lading.hub.huggingface import HuggingFace
 from lading.hub.modelscope import ModelScope
 from tests.hub.server import Hub, serve
 
+NO_SOCKET = """
+import os, sys
+def refuse(event, details):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"):
+        os.write(2, f"{event} {details}".encode())
+        os._exit(99)
+sys.addaudithook(refuse)
+"""
+"""What a program begins with that may not use the network: trying to ends it, whoever tries."""
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

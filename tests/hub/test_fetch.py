@@ -12,19 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import run_in_terminal
-from tests.hub.conftest import Run, last_line
+from tests.hub.conftest import NO_SOCKET, Run, last_line
 from tests.hub.server import Hub
 
 SHARDS = [f"transformer/model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]
 SHARD_BYTES = 3 << 20
-NO_SOCKET = """
-import os, sys
-def refuse(event, details):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
-        os.write(2, f"{event} {details}".encode())
-        os._exit(99)
-sys.addaudithook(refuse)
-"""
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ def wanted_files(
     """
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     chosen = None if components is None else set(components)
-    wanted: list[str] = []
+    names = list(names)
+    wanted: set[str] = set()
     weights: dict[str, list[str]] = {}
     for name in names:
         inside = name.removeprefix(prefix)
@@ -38,15 +39,15 @@ def wanted_files(
         if not name.startswith(prefix):
             continue
         if inside == "model_index.json":
-            wanted.append(name)
+            wanted.add(name)
         elif file and (chosen is None or component in chosen):
-            if not is_weight(name):
-                wanted += [] if name.endswith(_OTHER_FRAMEWORKS) else [name]
-            elif "/" not in file:
+            if is_weight(name) and "/" not in file:
                 weights.setdefault(component, []).append(name)
+            elif not is_weight(name) and not name.endswith(_OTHER_FRAMEWORKS):
+                wanted.add(name)
     for files in weights.values():
-        wanted += _usual(wanted_weights(files, variant))
-    return wanted
+        wanted.update(_usual(wanted_weights(files, variant)))
+    return [name for name in names if name in wanted]
 
 
 def components_of(index: Mapping[str, object]) -> list[str]:
