@@ -92,8 +92,10 @@ def source(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 @pytest.fixture
-def modelscope(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> ModelScope:
+def modelscope(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelScope:
     """This process's way to the same hub, where it speaks ModelScope's protocol."""
+    monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope-home"))
+    monkeypatch.setattr("modelscope_hub.config._default_config", None)
     monkeypatch.setattr("lading.hub.stream._FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS", 0.01)
     return ModelScope(token=False, endpoint=hub.endpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ print(*config.path)
 
 
 @pytest.fixture
-def two_sites(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Hub, Hub]:
+def two_sites(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Hub, Hub]]:
     """The hub as modelscope.cn, and a second one, as modelscope.ai, that alone has org/abroad."""
     folder = tmp_path / "abroad" / "org" / "abroad"
     folder.mkdir(parents=True)
@@ -66,6 +67,7 @@ def test_the_environment_makes_it_the_hub_of_every_command_and_of_pipelines(hub:
 from lading.cli import main
 from lading.hub import model_folder
 import sys
+from collections.abc import Iterator
 assert main(["fetch", "org/name", "vae/config.json"]) == 0
 assert main(["inspect", "org/name/unet", "--json"]) == 0
 print(model_folder("org/name"))
@@ -126,12 +128,13 @@ def test_the_other_site_may_be_preferred_and_one_that_is_named_is_the_only_one(
         ModelScope(False).repository("org/nobody")
 
 
-def test_false_is_no_token_whatever_the_environment_has(
-    hub: Hub, modelscope: ModelScope, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_false_is_no_token_and_none_that_of_the_environment(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelscope_hub.config._default_config", None)
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-secret")
-    ModelScope(False, hub.endpoint).repository("org/name")
-    assert all("ms-secret" not in str(request) for request in hub.log)
+    for token, sent in ((False, False), (None, True)):
+        hub.log.clear()
+        ModelScope(token, hub.endpoint).repository("org/name")
+        assert ["ms-secret" in str(request) for request in hub.log] == [sent]
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lading.errors import DownloadError
-from lading.hub.local import or_offline, what_is_cached, what_is_in
-from lading.hub.model_config import model_place, require_matches
+from lading.hub.local import or_offline, usual_folder
+from lading.hub.model_config import require_matches
 from lading.hub.remote import RemoteModel
-from lading.hub.repository import Repository, check_patterns, check_revision, setting, skips_download
+from lading.hub.repository import Repository, check_patterns, skips_download
 from lading.hub.selection import components_of, wanted_files
-from lading.hub.source import Source, chosen_source, open_source
+from lading.hub.source import Source, open_source
 from lading.hub.transfers import Watcher, fetch_files, jobs_in_folder
 
 
@@ -57,7 +57,7 @@ def fetch_model(
         )
     if to is None:
         to = usual_folder(model_id, revision, source)
-    with or_offline(*how_offline(model_id, to)):
+    with or_offline(model_id, to):
         hub = open_source(source)
         repository = hub.repository(model_id, revision)
         if patterns:
@@ -111,23 +111,3 @@ def fetch_names(
 
     assert isinstance(hub, HuggingFace)
     return fetch_into_cache(hub, repository, files, watcher)
-
-
-def usual_folder(model_id: str, revision: str | None, source: str | None = None) -> Path | None:
-    """Return where a model goes if nobody says where: None for the standard cache, which is Hugging Face's alone.
-
-    >>> usual_folder("org/name", "v2", "modelscope").as_posix()
-    'models/org/name@v2'
-    """
-    if chosen_source(source) == "huggingface":
-        return None
-    check_revision(revision)
-    place = model_place(setting("MODEL_BASE_PATH") or "./models", model_id)
-    return place if revision is None else place.with_name(f"{place.name}@{revision.replace('/', '--')}")
-
-
-def how_offline(model_id: str, folder: Path | None) -> tuple[str, Callable[[], str]]:
-    """Return what `or_offline` is to say of a model in a folder, or for None in the standard cache."""
-    if folder is None:
-        return "HF_HUB_OFFLINE=1", lambda: what_is_cached(model_id)
-    return "LADING_SKIP_DOWNLOAD=true", lambda: what_is_in(folder)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lading.checkpoint.files import natural_key
 from lading.errors import DownloadError
-from lading.hub.local import files_below, or_offline, what_is_in
+from lading.hub.local import files_below, model_place, or_offline
 from lading.hub.repository import (
     Repository,
-    check_model_id,
     check_patterns,
     is_literal,
     matching,
@@ -84,7 +82,7 @@ class ModelConfig:
         folder = model_place(self.local_model_path, self.model_id)
         missing = not all(is_literal(pattern) and (folder / pattern).is_file() for pattern in patterns)
         if missing and not (skips_download() if self.skip_download is None else self.skip_download):
-            with or_offline("LADING_SKIP_DOWNLOAD=true", lambda: what_is_in(folder)):
+            with or_offline(self.model_id, folder):
                 fetch_matching(open_source(self.download_source), self.model_id, patterns, folder)
         self.path = _local_path(folder, patterns, self.origin_file_pattern)
 
@@ -103,16 +101,6 @@ class ModelConfig:
         patterns = given if isinstance(given, list) else [given or ""]
         check_patterns(patterns)
         return ["" if pattern == "./" else pattern for pattern in patterns] or [""]
-
-
-def model_place(base: str | os.PathLike[str], model_id: str) -> Path:
-    """Return the folder of a model below a base folder.
-
-    Raises:
-        DownloadError: the id is none.
-    """
-    check_model_id(model_id)
-    return Path(base) / model_id
 
 
 def fetch_matching(

@@ -13,6 +13,7 @@ from lading.checkpoint.files import absent_shards, natural_key, stem_of, weight_
 from lading.checkpoint.header import MAX_HEADER_BYTES, FileInventory, FileStamp, parse_header
 from lading.checkpoint.inventory import Checkpoint, merge_inventories
 from lading.errors import CheckpointError, DownloadError
+from lading.hub.local import or_offline, usual_folder
 from lading.hub.repository import RemoteFile, Repository, is_model_id, is_safe_name, skips_download, what_is_there
 from lading.hub.selection import is_weight, wanted_weights
 from lading.hub.source import Source, open_source
@@ -213,7 +214,8 @@ def open_remote(
             f"{model_id}: remote requests are turned off: unset HF_HUB_OFFLINE and LADING_SKIP_DOWNLOAD to look at it"
         )
     hub = open_source(source, token)
-    return RemoteModel(hub, hub.repository(model_id, revision), variant)
+    with or_offline(model_id, usual_folder(model_id, revision, source)):
+        return RemoteModel(hub, hub.repository(model_id, revision), variant)
 
 
 def remote_checkpoints(path: str, source: str | None = None) -> dict[str, Checkpoint] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lading.errors import ComponentError, DownloadError
-from lading.hub.local import or_offline
+from lading.hub.local import or_offline, usual_folder
 from lading.hub.repository import is_model_id, is_safe_name, skips_download, what_is_there
 from lading.hub.source import open_source
 
@@ -73,12 +73,12 @@ def _fetch(
     subfolder: str | None,
     token: str | bool | None,
 ) -> Path:
-    from lading.hub.fetch import fetch_names, how_offline, pipeline_names, usual_folder
+    from lading.hub.fetch import fetch_names, pipeline_names
 
     folder = usual_folder(model_id, revision)
     if skips_download():
         return _held(model_id, revision, folder)
-    with or_offline(*how_offline(model_id, folder)):
+    with or_offline(model_id, folder):
         source = open_source(None, token)
         repository = source.repository(model_id, revision)
         names = pipeline_names(source, repository, components, variant, subfolder)
