@@ -10,9 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from lading import MemoryLimitError, load_model, manager_of
+from lading import (
+    ComponentError,
+    IdentificationError,
+    LadingError,
+    MemoryLimitError,
+    identify,
+    load_component,
+    load_model,
+    manager_of,
+)
 from lading.catalog import Extent, InputSpec, find_architecture
 from lading.catalog.construction import build_on_meta, model_class, network_shapes
 
@@ -178,7 +188,8 @@ def run(case: Case, network: Any) -> list[torch.Tensor]:
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a library's forward thinks of its own arguments
-        output = network(**fill(make({**case.config, **dict(getattr(network, "config", {}))}, EXTENT)))
+        known = dict(network.config) if isinstance(network.config, Mapping) else {}  # transformers' is an object
+        output = network(**fill(make({**case.config, **known}, EXTENT)))
     values = output.to_tuple() if hasattr(output, "to_tuple") else output
     found = [value for value in values if isinstance(value, torch.Tensor)]
     return found or list(values[0])
@@ -218,3 +229,65 @@ def test_a_bare_file_streams_and_computes_what_the_resident_network_computes(tmp
     assert manager_of(streamed).plan.placement.slots
     state = streamed.state_dict()
     assert all(torch.equal(state[name], tensor.to(state[name].dtype)) for name, tensor in tensors.items())
+
+
+@pytest.fixture
+def single_file(tmp_path: Path) -> tuple[Path, dict[str, dict[str, torch.Tensor]]]:
+    """A file of an SDXL's shape: UNet, autoencoder and two text encoders; and the weights of each."""
+    parts = {
+        "unet": CASES["UNet"],
+        "vae": Case("autoencoder_kl", "diffusers.AutoencoderKL", "original", VAE, "first_stage_model."),
+        "text_encoder": Case(
+            "clip",
+            "transformers.CLIPTextModel",
+            "hub (text_model. prefix)",
+            CLIP,
+            "conditioner.embedders.0.transformer.",
+        ),
+        "text_encoder_2": CASES["OpenCLIP"],
+    }
+    whole: dict[str, torch.Tensor] = {}
+    weights = {}
+    for name, case in parts.items():
+        shapes = network_shapes(build_on_meta(case.name, case.config)).shapes
+        weights[name] = {key: torch.randn(shape).half() for key, shape in shapes.items()}
+        whole |= in_layout(case, weights[name])
+    save_file(whole, tmp_path / "single.safetensors")
+    return tmp_path / "single.safetensors", weights
+
+
+def test_each_network_of_a_single_file_is_loaded_by_its_name(
+    single_file: tuple[Path, dict[str, dict[str, torch.Tensor]]],
+) -> None:
+    file, weights = single_file
+    for name, tensors in weights.items():
+        for limit in (None, "20MB"):
+            state = load_component(file, name, torch_dtype="float16", memory_limit=limit).state_dict()
+            assert state.keys() == tensors.keys()
+            assert all(torch.equal(state[key], tensors[key]) for key in tensors)
+    with pytest.raises(ComponentError, match="no component 'tokenizer': it holds unet"):
+        load_component(file, "tokenizer")
+
+
+def test_of_several_networks_a_class_or_a_candidate_picks_one(
+    single_file: tuple[Path, dict[str, dict[str, torch.Tensor]]],
+) -> None:
+    file, weights = single_file
+    with pytest.raises(IdentificationError, match="holds several networks, unet"):
+        load_model(None, file)
+    unet = load_model(UNet2DConditionModel, file, torch_dtype=None)
+    assert torch.equal(unet.state_dict()["conv_in.weight"], weights["unet"]["conv_in.weight"])
+    (candidate,) = [one for one in identify(file).candidates if one.component == "vae"]
+    vae: Any = load_model(candidate, file, config={"scaling_factor": 0.5}, torch_dtype=None)
+    assert type(vae) is AutoencoderKL
+    assert vae.config.scaling_factor == 0.5
+
+
+def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    save_file({"mystery": torch.ones(3)}, tmp_path / "mystery.safetensors")
+    with pytest.raises(IdentificationError, match="not recognised"):
+        load_model(None, tmp_path / "mystery.safetensors")
+    with pytest.raises(LadingError, match="'unet' is no class"):
+        load_model("unet", tmp_path / "mystery.safetensors")
+    with pytest.raises(LadingError, match="a state_dict_converter needs the class"):
+        load_model("auto", tmp_path / "mystery.safetensors", state_dict_converter=dict)
