@@ -10,7 +10,7 @@ demo: .venv/installed  ## draw a picture with the model that ships here
 	$(BIN)/lading generate "a red circle on a white background" --guidance-scale 3 --steps 25 --out $(OUT)
 
 test: check  ## lint, types and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: .venv/developer  ## lint and types
 	$(BIN)/ruff check .

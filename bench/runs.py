@@ -58,6 +58,8 @@ def interleave(
 
     A program that fails is not run again.
     """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}  # peers' as well
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed: compiled
     series = {name: Series() for name in programs}
     names = list(programs)
     for turn in range(rounds):
@@ -66,7 +68,7 @@ def interleave(
             if series[name].failure is not None:
                 continue
             before_each()
-            run = subprocess.run(programs[name], capture_output=True, text=True, cwd=ROOT)
+            run = subprocess.run(programs[name], capture_output=True, text=True, cwd=ROOT, env=environment)
             if run.returncode == 0:
                 series[name].runs.append(json.loads(run.stdout.splitlines()[-1]))
             else:

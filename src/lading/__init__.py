@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lading.hub import ModelConfig, shipped_model
     from lading.loading import (
         Components,
+        latent_format,
         load_component,
         load_components,
         load_model,
@@ -56,6 +57,7 @@ _HOMES = {
     "lading.hub": ("ModelConfig", "shipped_model"),
     "lading.loading": (
         "Components",
+        "latent_format",
         "load_component",
         "load_components",
         "load_model",
@@ -97,6 +99,7 @@ __all__ = [
     "enable_vram_management",
     "hash_model_file",
     "identify",
+    "latent_format",
     "load_component",
     "load_components",
     "load_model",

@@ -107,6 +107,10 @@ def qwen_image(controlnet: bool = False) -> Configs:
     )
 
 
+def qwen_image_blockwise() -> Configs:
+    return entries({"num_layers": few, "condition_channels": eights(), "dim": eights()})
+
+
 def flux2() -> Configs:
     return entries(
         {
@@ -444,6 +448,7 @@ TRANSFORMERS: dict[str, Configs] = {
     "diffusers.FluxControlNetModel": flux(channels=False),
     "diffusers.QwenImageTransformer2DModel": qwen_image(),
     "diffusers.QwenImageControlNetModel": qwen_image(controlnet=True),
+    "lading.models.QwenImageBlockwiseControlNet": qwen_image_blockwise(),
     "diffusers.Flux2Transformer2DModel": flux2(),
     "diffusers.ZImageTransformer2DModel": z_image(),
     "diffusers.ZImageControlNetModel": z_image_controlnet(),

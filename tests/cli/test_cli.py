@@ -141,7 +141,7 @@ BAD_REQUESTS: dict[str, tuple[list[str], str]] = {
     "too small a limit": (["--memory-limit", "1kB"], "give it at least"),
     "no such dtype": (["--dtype", "float7"], "no dtype 'float7'"),
     "no such variant": (["--variant", "fp8"], "variant 'fp8'"),
-    "frames of a picture": (["--num-frames", "5"], "takes no num_frames"),
+    "frames of a picture": (["--num-frames", "5"], "num_frames 5 is for films"),
 }
 
 

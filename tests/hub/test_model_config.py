@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lading import DownloadError, ModelConfig
-from lading.hub.snapshot import wanted_files
+from lading.hub.selection import wanted_files
 
 
 @pytest.fixture
@@ -53,8 +53,16 @@ def test_no_pattern_means_the_whole_folder(models: Path, pattern: str | None) ->
     assert resolved(pattern) == str(models)
 
 
-def test_a_folder_means_its_files(models: Path) -> None:
-    assert resolved("vae/") == [str(models / "vae/a.safetensors"), str(models / "vae/config.json")]
+def test_a_folder_is_its_own_path_as_tokenizers_want_it(models: Path) -> None:
+    assert resolved("vae/") == str(models / "vae")
+    assert resolved(["t/", "vae/*.json"]) == [str(models / "t"), str(models / "vae/config.json")]
+
+
+def test_a_star_stays_inside_a_folder_and_two_do_not(models: Path) -> None:
+    with pytest.raises(DownloadError, match="no file matches"):
+        resolved("*.safetensors")
+    assert resolved("**/a.safetensors") == str(models / "vae/a.safetensors")
+    assert resolved("t/m-[0-9].safetensors") == str(models / "t/m-9.safetensors")
 
 
 def test_nothing_matched_is_an_error_that_lists_what_is_there(models: Path) -> None:
@@ -62,13 +70,15 @@ def test_nothing_matched_is_an_error_that_lists_what_is_there(models: Path) -> N
         resolved("unet/*")
 
 
-@pytest.mark.parametrize("pattern", ["../*", "/etc/*", "vae/../../*"])
+@pytest.mark.parametrize("pattern", ["../*", "/etc/*", "vae/../../*", "C:/*", "..\\*", "vae/\0"])
 def test_a_pattern_that_leaves_the_folder_is_refused(models: Path, pattern: str) -> None:
     with pytest.raises(DownloadError, match="leaves the model's folder"):
         resolved(pattern)
 
 
-@pytest.mark.parametrize("model_id", ["../name", "/etc", "..", "."])
+@pytest.mark.parametrize(
+    "model_id", ["../name", "/etc", "..", ".", "org/..", "org\\name", "org/na\0me", "C:/x", "a/b/c"]
+)
 def test_a_model_id_that_leaves_the_base_folder_is_refused(models: Path, model_id: str) -> None:
     with pytest.raises(DownloadError, match="not the id of a model"):
         ModelConfig(model_id=model_id, origin_file_pattern="*").download_if_necessary()

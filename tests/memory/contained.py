@@ -146,7 +146,8 @@ def main() -> None:
     from lading.loading import skip_model_initialization
     from lading.loading.network import construction
     from lading.memory.image import Weight
-    from lading.memory.management import Limits, Manager
+    from lading.memory.limits import Limits
+    from lading.memory.management import Manager
     from lading.memory.trace import trace
 
     name, file, group, limits = sys.argv[1], sys.argv[2], Path(sys.argv[3]), [int(limit) for limit in sys.argv[4:]]

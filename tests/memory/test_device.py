@@ -16,7 +16,8 @@ from lading.checkpoint import open_checkpoint
 from lading.checkpoint.reading import OpenFile
 from lading.devices.fake import FakeDevice
 from lading.memory.image import Weight
-from lading.memory.management import Limits, Manager
+from lading.memory.limits import Limits
+from lading.memory.management import Manager
 from tests.memory.odd import Odd
 
 TOKENS = torch.arange(10)

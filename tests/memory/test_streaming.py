@@ -21,7 +21,9 @@ from lading.catalog.origin import Origin
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.reading import Reading
 from lading.memory.image import Weight
-from lading.memory.management import Limits, Manager
+from lading.memory.limits import Limits
+from lading.memory.management import Manager
+from lading.memory.trace import trace
 from tests.memory.odd import Odd
 
 
@@ -503,3 +505,23 @@ def test_a_pipeline_as_large_as_sd15_draws_the_same_picture_in_a_quarter_of_its_
     streamed = load_pipeline(tmp_path, torch_dtype="bfloat16", memory_limit="500MB")
     assert torch.equal(draw_small(streamed), expected)
     assert manager_of(streamed.unet).plan.placement.streamed_bytes > 1.2e9
+
+
+class Normalised(torch.nn.Module):
+    """A module that holds a tensor that it computed, as those with the older weight normalisation do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = torch.nn.Linear(32, 32)
+        self.blocks = torch.nn.ModuleList([first, *(torch.nn.Linear(32, 32) for _ in range(3))])
+        self.__dict__["computed"] = first.weight * 2
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            state = block(state)
+        return state
+
+
+def test_a_module_that_holds_computed_tensors_is_traced() -> None:
+    trace_of = trace(Normalised(), (torch.zeros(1, 32),))
+    assert [call.leaf for call in trace_of.calls] == [f"blocks.{number}" for number in range(4)]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         family_names,
         find_architecture,
         find_repository,
+        known_families,
         register_architecture,
     )
     from lading.catalog.shapes import Shapes, UnknownSizeError
@@ -51,6 +52,7 @@ _HOMES = {
         "family_names",
         "find_architecture",
         "find_repository",
+        "known_families",
         "register_architecture",
     ),
     "lading.catalog.shapes": ("Shapes", "UnknownSizeError"),
@@ -78,6 +80,7 @@ __all__ = [
     "find_repository",
     "identify",
     "identify_checkpoint",
+    "known_families",
     "known_models",
     "register_architecture",
 ]

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from lading.catalog.change import Shape
 from lading.catalog.keymap import KeyMap
 from lading.catalog.shapes import Shapes
+from lading.latents.latent_numbers import LatentNumbers as LatentNumbers
 
 Config: TypeAlias = "Mapping[str, Any]"
 """Keyword arguments of a network's constructor, or of its config class."""
@@ -50,26 +51,6 @@ class Extent:
     width: int = 512
     num_frames: int = 1
     tokens: int = 16
-
-
-@dataclass(frozen=True)
-class LatentNumbers:
-    """The numbers that lead from pixels to a family's latent.
-
-    Attributes:
-        axes: of the latent's tensor, in order.
-        spatial: pixels to one latent along height and width.
-        temporal: frames to one latent, after the first; None for pictures.
-        patch: latents to one token along height and width.
-        multiple: what height and width in pixels must be multiples of.
-    """
-
-    axes: tuple[str, ...]
-    channels: int
-    spatial: int
-    temporal: int | None = None
-    patch: int = 1
-    multiple: int = 8
 
 
 def _no_extras(_shapes: Shapes) -> dict[str, str]:

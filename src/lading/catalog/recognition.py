@@ -96,7 +96,7 @@ def _identify(shapes: Mapping[str, Shape], digest: str, hints: str) -> Identific
     if known is not None and candidates:
         candidates = [replace(candidate, match="hash") for candidate in candidates]
     elif known is not None:
-        problems.append(f"{known}: known, no network class in diffusers or transformers")
+        problems.append(f"{known}: known, no network class in diffusers or transformers takes these tensors")
         candidates = [Candidate(name, "", None, {}, "", "hash") for name in known.names]
         return Identification((), digest, tuple(candidates), tuple(problems), known)
     fits = [fit for finding in findings if not finding.complete for fit in finding.fits]

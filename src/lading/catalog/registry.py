@@ -51,6 +51,12 @@ def family_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(signature.family for signature in shipped_signatures()), *_registered]))
 
 
+def known_families() -> list[Family]:
+    """Return all families, those that a program registered first."""
+    shipped = dict.fromkeys(signature.family for signature in shipped_signatures())
+    return [*_registered.values(), *(shipped_family(name) for name in shipped)]
+
+
 def find_architecture(family: str, model_class: str) -> Architecture:
     """Return an architecture by its family and class.
 
@@ -74,7 +80,7 @@ def find_repository(model_id: str) -> Repository:
     Raises:
         IdentificationError: the catalog does not know it.
     """
-    known = [family.repositories for family in _all_families()]
+    known = [family.repositories for family in known_families()]
     for repositories in known:
         if model_id in repositories:
             return repositories[model_id]
@@ -88,16 +94,11 @@ def component_config(component: Component) -> Config:
     Raises:
         IdentificationError: no family has its class.
     """
-    for family in _all_families():
+    for family in known_families():
         for architecture in family.architectures:
             if architecture.model_class == component.model_class and component.published in architecture.published:
                 return architecture.published[component.published]
     raise IdentificationError(f"no family has a {component.model_class} published as {component.published}")
-
-
-def _all_families() -> list[Family]:
-    shipped = dict.fromkeys(signature.family for signature in shipped_signatures())
-    return [*_registered.values(), *(shipped_family(name) for name in shipped)]
 
 
 @cache

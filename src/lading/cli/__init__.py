@@ -14,6 +14,7 @@ from lading.errors import LadingError
 
 _COMMANDS = {
     "convert": "write a checkpoint anew as safetensors",
+    "fetch": "bring a model from a hub, or what is missing of it",
     "generate": "draw a picture from a prompt",
     "hash": "print the md5 that names a checkpoint's set of tensors",
     "inspect": "show what a checkpoint holds",

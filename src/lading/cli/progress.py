@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from lading.hub.repository import RemoteFile
+from lading.hub.transfers import Job, Watcher
 
 
 class Steps:
@@ -36,3 +50,51 @@ class Steps:
     def advance(self, step: int, total: int) -> None:
         """Show that `step` of `total` steps are done."""
         self._progress.update(self._task, completed=step, total=total)
+
+
+class Transfers(Watcher):
+    """One bar for each file that is being fetched, and one for all of them: bytes, rate and time left."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self._bars: dict[str, TaskID] = {}
+        self._total: TaskID | None = None
+
+    def __enter__(self) -> Transfers:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        there = sum(job.file.nbytes - job.missing for job in jobs)
+        self._total = self._progress.add_task(
+            f"{len(jobs)} files", total=sum(job.file.nbytes for job in jobs), completed=there
+        )
+        for job in jobs:
+            self._bars[job.file.name] = self._progress.add_task(
+                job.file.name, total=job.file.nbytes, completed=job.file.nbytes - job.missing, visible=False
+            )
+
+    def advance(self, file: RemoteFile, nbytes: int) -> None:
+        self._progress.update(self._bars[file.name], advance=nbytes, visible=True)
+        if self._total is not None:
+            self._progress.update(self._total, advance=nbytes)
+
+    def verify(self, file: RemoteFile) -> None:
+        self._progress.update(self._bars[file.name], description=f"{file.name}: verifying")
+
+    def finish(self, file: RemoteFile) -> None:
+        self._progress.update(self._bars[file.name], visible=False)

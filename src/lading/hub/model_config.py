@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from lading.checkpoint.files import natural_key
 from lading.errors import DownloadError
+from lading.hub.repository import (
+    Repository,
+    check_model_id,
+    check_patterns,
+    is_literal,
+    matching,
+    setting,
+    skips_download,
+    what_is_there,
+)
+from lading.hub.source import Source, open_source
+from lading.hub.transfers import Watcher, fetch_files, jobs_in_folder
 
 if TYPE_CHECKING:
     import torch
 
 _STATES = ("offload", "onload", "preparing", "computation")
-_SOURCES = ("huggingface", "modelscope")
 
 
 @dataclass
@@ -26,7 +36,7 @@ class ModelConfig:
         path: local file, folder, or list of shards. Given: no network. Otherwise filled by `download_if_necessary`.
         model_id: the id of a model on a hub.
         origin_file_pattern: which of its files: a name, a glob, a folder with a trailing "/", a list of these, or
-            empty for all.
+            empty for all. A folder fills `path` with the folder itself, as tokenizers want it.
         download_source: "huggingface" (the default) or "modelscope"; `LADING_DOWNLOAD_SOURCE` or
             `DIFFSYNTH_DOWNLOAD_SOURCE` set it from outside.
         local_model_path: files go to `<local_model_path>/<model_id>`; by default `./models`, moved by
@@ -56,7 +66,7 @@ class ModelConfig:
     computation_dtype: torch.dtype | str | None = None
 
     def download_if_necessary(self) -> None:
-        """Fetch the files that are missing and fill `path`: a string for one file, a sorted list for several.
+        """Fetch the files that are missing and fill `path`: a string for one file or folder, a sorted list for several.
 
         Raises:
             DownloadError: neither path nor model_id is given, the hub could not give the files, or none matches.
@@ -68,11 +78,13 @@ class ModelConfig:
         if self.model_id is None:
             raise DownloadError("ModelConfig names nothing: give path=, or model_id= with origin_file_pattern=")
         if self.local_model_path is None:
-            self.local_model_path = _environment("MODEL_BASE_PATH") or "./models"
-        folder = self._folder()
-        if not self._skips_download():
-            self._download(self.model_id, folder)
-        self.path = self._local_path(folder)
+            self.local_model_path = setting("MODEL_BASE_PATH") or "./models"
+        patterns = self._patterns()
+        folder = model_place(self.local_model_path, self.model_id)
+        missing = not all(is_literal(pattern) and (folder / pattern).is_file() for pattern in patterns)
+        if missing and not (skips_download() if self.skip_download is None else self.skip_download):
+            fetch_matching(open_source(self.download_source), self.model_id, patterns, folder)
+        self.path = _local_path(folder, patterns, self.origin_file_pattern)
 
     def vram_config(self) -> dict[str, Any]:
         """Return the eight offload keys: device and dtype for each of the four states.
@@ -84,77 +96,73 @@ class ModelConfig:
             f"{state}_{what}": getattr(self, f"{state}_{what}") for state in _STATES for what in ("device", "dtype")
         }
 
-    def _folder(self) -> Path:
-        assert self.local_model_path is not None
-        assert self.model_id is not None
-        base = Path(self.local_model_path)
-        folder = base / self.model_id
-        if not folder.resolve().is_relative_to(base.resolve()) or folder.resolve() == base.resolve():
-            raise DownloadError(f"model_id={self.model_id!r} is not the id of a model: write it as org/name")
-        return folder
-
     def _patterns(self) -> list[str]:
         given = self.origin_file_pattern
         patterns = given if isinstance(given, list) else [given or ""]
-        for pattern in patterns:
-            if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-                raise DownloadError(f"origin_file_pattern={pattern!r} leaves the model's folder: name files inside it")
-        return [
-            "*" if pattern in ("", "./") else f"{pattern}*" if pattern.endswith("/") else pattern
-            for pattern in patterns
-        ]
-
-    def _skips_download(self) -> bool:
-        if self.skip_download is None:
-            return (_environment("SKIP_DOWNLOAD") or "").lower() in ("1", "true", "yes", "on")
-        return self.skip_download
-
-    def _local_path(self, folder: Path) -> str | list[str]:
-        if self.origin_file_pattern in (None, "", "./", []):
-            matches = [str(folder)] if folder.is_dir() else []
-        else:
-            found = {
-                file for pattern in self._patterns() for file in glob.glob(pattern, root_dir=folder, recursive=True)
-            }
-            matches = [str(folder / file) for file in sorted(found, key=natural_key)]
-        if not matches:
-            held = sorted(
-                (str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()), key=natural_key
-            )
-            there = f"it holds {', '.join(held[:20])}" if held else "nothing is there"
-            raise DownloadError(
-                f"{folder}: no file matches {self.origin_file_pattern!r}: {there}: correct the pattern, "
-                "or let it be fetched (skip_download=False)"
-            )
-        return matches[0] if len(matches) == 1 else matches
-
-    def _download(self, model_id: str, folder: Path) -> None:
-        source = (self.download_source or _environment("DOWNLOAD_SOURCE") or _SOURCES[0]).lower()
-        if source not in _SOURCES:
-            raise DownloadError(f"download_source={source!r} is unknown: use one of {', '.join(_SOURCES)}")
-        try:
-            if source == "huggingface":
-                from huggingface_hub import snapshot_download
-
-                snapshot_download(model_id, local_dir=folder, allow_patterns=self._patterns())
-            else:
-                _download_from_modelscope(model_id, folder, self._patterns())
-        except DownloadError:
-            raise
-        except Exception as error:  # noqa: BLE001 - both hubs raise many kinds, each with a readable message
-            raise DownloadError(
-                f"{model_id}: {source} could not give {self._patterns()}: {error}: check the id and the network, "
-                "or set skip_download=True to use what is there"
-            ) from None
+        check_patterns(patterns)
+        return ["" if pattern == "./" else pattern for pattern in patterns] or [""]
 
 
-def _download_from_modelscope(model_id: str, folder: Path, patterns: list[str]) -> None:
-    try:
-        from modelscope import snapshot_download
-    except ImportError:
-        raise DownloadError(f"{model_id}: modelscope is not installed: pip install 'lading[modelscope]'") from None
-    snapshot_download(model_id, local_dir=str(folder), allow_file_pattern=patterns)
+def model_place(base: str | os.PathLike[str], model_id: str) -> Path:
+    """Return the folder of a model below a base folder.
+
+    Raises:
+        DownloadError: the id is none.
+    """
+    check_model_id(model_id)
+    return Path(base) / model_id
 
 
-def _environment(name: str) -> str | None:
-    return os.environ.get(f"LADING_{name}") or os.environ.get(f"DIFFSYNTH_{name}")
+def fetch_matching(
+    source: Source,
+    model_id: str,
+    patterns: list[str],
+    folder: Path,
+    revision: str | None = None,
+    watcher: Watcher | None = None,
+) -> Repository:
+    """Fetch the files of a model that match, and are not there, into a plain folder.
+
+    Raises:
+        DownloadError: the hub could not give them, or none matches.
+    """
+    repository = source.repository(model_id, revision)
+    files = repository.named(require_matches(repository, patterns))
+    fetch_files(source, repository, jobs_in_folder(repository, files, folder), watcher or Watcher())
+    return repository
+
+
+def require_matches(repository: Repository, patterns: list[str]) -> list[str]:
+    """Return the names in a repository that match.
+
+    Raises:
+        DownloadError: none does.
+    """
+    names = matching(repository.names, patterns)
+    if not names:
+        wanted = ", ".join(map(repr, patterns))
+        raise DownloadError(
+            f"{repository.model_id}: no file on the hub matches {wanted}: "
+            f"{what_is_there(repository.names, patterns)}: correct the pattern"
+        )
+    return names
+
+
+def _local_path(folder: Path, patterns: list[str], given: str | list[str] | None) -> str | list[str]:
+    """Return what matches in a local folder: itself for no pattern, a folder for "name/", files for the others."""
+    held = [
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.is_file() and ".cache" not in file.relative_to(folder).parts[:1]
+    ]
+    found = set(matching(held, [pattern for pattern in patterns if pattern and not pattern.endswith("/")]))
+    found |= {
+        pattern.rstrip("/") for pattern in patterns if not pattern or pattern.endswith("/") if matching(held, [pattern])
+    }
+    if not found:
+        raise DownloadError(
+            f"{folder}: no file matches {given!r}: {what_is_there(held, patterns)}: correct the pattern, "
+            "or let it be fetched (skip_download=False)"
+        )
+    matches = [str(folder / name) for name in sorted(found, key=natural_key)]
+    return matches[0] if len(matches) == 1 else matches

@@ -1,5 +1,29 @@
-"""Shapes with named axes: pixels <-> latents. Plain Python, no torch."""
+"""Shapes with named axes: pixels <-> latents <-> tokens. Plain Python; only `pack` and its kin are given tensors.
 
-from lading.latents.shape import AXES, LatentShape, latent_shape_of
+The numbers come from the families of `lading.catalog` and from configs; `lading.latent_format` brings them together.
+"""
 
-__all__ = ["AXES", "LatentShape", "latent_shape_of"]
+from lading.latents.audio import AudioFormat
+from lading.latents.format import LatentFormat, make_latent_format
+from lading.latents.frames import FrameRule
+from lading.latents.latent_numbers import AudioNumbers, Guidance, LatentNumbers
+from lading.latents.packing import fold, pack, unfold, unpack
+from lading.latents.shape import AXES, LatentShape, PixelShape, TokenLayout
+
+__all__ = [
+    "AXES",
+    "AudioFormat",
+    "AudioNumbers",
+    "FrameRule",
+    "Guidance",
+    "LatentFormat",
+    "LatentNumbers",
+    "LatentShape",
+    "PixelShape",
+    "TokenLayout",
+    "fold",
+    "make_latent_format",
+    "pack",
+    "unfold",
+    "unpack",
+]

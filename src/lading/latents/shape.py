@@ -1,28 +1,58 @@
-"""The shape of a latent, axis by axis."""
+"""The shape of a latent and of what it is decoded to, axis by axis."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 from lading.errors import ShapeError
 from lading.sizes import dtype_name, tensor_nbytes
 
-AXES = ("batch", "channels", "frames", "height", "width")
-"""Every axis that a latent may have, in the order in which they are written here; families order their tensors."""
+AXES = ("batch", "channels", "frames", "height", "width", "bins")
+"""Every axis that a latent may have, in the order in which they are written here; families order their tensors. Bins
+are those of a spectrogram, in the latent of a sound."""
+
+PLACES = ("frames", "height", "width", "bins")
+"""The axes along which a latent is cut into tokens, in the order in which tokens are counted."""
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How a latent is cut into tokens.
+
+    Attributes:
+        patch: latents to one token along an axis; 1 along those that are not named.
+        packed: whether the pipeline holds tokens (batch, tokens, features) rather than latents.
+        channels_last: whether a token's features are ordered by place in the patch and then by channel.
+        multiple: what the denoiser pads the number of tokens to.
+    """
+
+    patch: Mapping[str, int] = field(default_factory=dict)
+    packed: bool = False
+    channels_last: bool = False
+    multiple: int = 1
+
+
+PLAIN = TokenLayout()
+"""Each latent is a token, and the pipeline holds latents."""
 
 
 @dataclass(frozen=True)
 class LatentShape:
     """A latent's sizes by axis, in the order of its tensor.
 
+    Attributes:
+        layout: how it is cut into tokens.
+        padding: frames, the first ones, that are drawn to fill a token and are not decoded.
+
     >>> str(LatentShape({"batch": 1, "channels": 16, "frames": 21, "height": 90, "width": 160}))
     'latent  batch 1  channels 16  frames 21  height 90  width 160'
     """
 
     sizes: Mapping[str, int]
+    layout: TokenLayout = PLAIN
+    padding: int = 0
 
     def __post_init__(self) -> None:
         for axis, size in self.sizes.items():
@@ -30,6 +60,9 @@ class LatentShape:
                 raise ShapeError(f"{axis!r} is no axis of a latent: the axes are {', '.join(AXES)}")
             if size < 1:
                 raise ShapeError(f"the latent's {axis} is {size}: it must be at least 1")
+        for axis, patch in self.layout.patch.items():
+            if patch < 1 or self.sizes.get(axis, patch) % patch:
+                raise ShapeError(f"the latent's {axis} is {self.sizes[axis]}: tokens of {patch} do not divide it")
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -40,6 +73,37 @@ class LatentShape:
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape."""
         return tuple(self.sizes.values())
+
+    @property
+    def patch(self) -> dict[str, int]:
+        """Latents to one token, along each axis that has places."""
+        return {axis: self.layout.patch.get(axis, 1) for axis in PLACES if axis in self.sizes}
+
+    @property
+    def grid(self) -> dict[str, int]:
+        """Tokens along each axis that has places."""
+        return {axis: self.sizes[axis] // patch for axis, patch in self.patch.items()}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one latent, as many as the denoiser computes.
+
+        >>> sizes = {"batch": 1, "channels": 16, "height": 128, "width": 128}
+        >>> LatentShape(sizes, TokenLayout({"height": 2, "width": 2})).tokens
+        4096
+        """
+        tokens = prod(self.grid.values())
+        return -(-tokens // self.layout.multiple) * self.layout.multiple
+
+    @property
+    def packed(self) -> tuple[int, int, int]:
+        """The shape of the latent as tokens: (batch, tokens, features), before the denoiser pads it."""
+        return self.sizes["batch"], prod(self.grid.values()), self.sizes["channels"] * prod(self.patch.values())
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The shape of the tensor that the pipeline holds between steps: `packed` or `shape`."""
+        return self.packed if self.layout.packed else self.shape
 
     def nbytes(self, dtype: str) -> int:
         """Bytes of such a latent in a dtype.
@@ -56,36 +120,27 @@ class LatentShape:
         return "  ".join(["latent", *(f"{axis} {size}" for axis, size in self.sizes.items())])
 
 
-def latent_shape_of(
-    denoiser_config: Mapping[str, Any], vae_config: Mapping[str, Any], batch: int, height: int, width: int
-) -> LatentShape:
-    """Return the latent of a picture for a UNet on an `AutoencoderKL`, from their configs.
+@dataclass(frozen=True)
+class PixelShape:
+    """What a latent is decoded to, in pixels.
 
-    The autoencoder halves height and width between its blocks: by `2 ** (len(block_out_channels) - 1)` in all
-    (diffusers/models/autoencoders/autoencoder_kl.py).
+    Attributes:
+        num_frames: of a film, or layers of a picture; None for a plain picture.
 
-    Args:
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
-
-    Raises:
-        ShapeError: the autoencoder cannot divide the height or the width evenly.
-
-    >>> str(latent_shape_of({"in_channels": 4}, {"block_out_channels": [128, 256, 512, 512]}, 1, 512, 768))
-    'latent  batch 1  channels 4  height 64  width 96'
+    >>> str(PixelShape(1, 720, 1280, 81))
+    'pixels  batch 1  frames 81  height 720  width 1280'
     """
-    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
-    for axis, size in (("height", height), ("width", width)):
-        if size < 1 or size % factor:
-            below = max(size // factor, 1) * factor
-            raise ShapeError(
-                f"{axis} {size} is no multiple of {factor}, the factor of the autoencoder: "
-                f"use {below} or {below + factor}"
-            )
-    sizes = {
-        "batch": batch,
-        "channels": denoiser_config["in_channels"],
-        "height": height // factor,
-        "width": width // factor,
-    }
-    return LatentShape(sizes)
+
+    batch: int
+    height: int
+    width: int
+    num_frames: int | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes by axis."""
+        frames = {} if self.num_frames is None else {"frames": self.num_frames}
+        return {"batch": self.batch, **frames, "height": self.height, "width": self.width}
+
+    def __str__(self) -> str:
+        return "  ".join(["pixels", *(f"{axis} {size}" for axis, size in self.sizes.items())])

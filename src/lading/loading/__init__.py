@@ -9,6 +9,7 @@ from lading.lazy import lazy_names
 if TYPE_CHECKING:
     from lading.loading.components import Components, load_component, load_components
     from lading.loading.initialization import skip_model_initialization
+    from lading.loading.latents import latent_format
     from lading.loading.loaders import ComponentSpec, Loaded, LoadOptions, register_loader
     from lading.loading.model import load_model
     from lading.loading.pipeline import load_pipeline
@@ -20,6 +21,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "lading.loading.components": ("Components", "load_component", "load_components"),
         "lading.loading.initialization": ("skip_model_initialization",),
+        "lading.loading.latents": ("latent_format",),
         "lading.loading.loaders": ("ComponentSpec", "LoadOptions", "Loaded", "register_loader"),
         "lading.loading.model": ("load_model",),
         "lading.loading.pipeline": ("load_pipeline",),
@@ -34,6 +36,7 @@ __all__ = [
     "LoadOptions",
     "LoadRecord",
     "Loaded",
+    "latent_format",
     "load_component",
     "load_components",
     "load_model",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lading import host
 from lading.checkpoint.reading import fetch
-from lading.hub.snapshot import wanted_files
+from lading.hub.selection import wanted_files
 
 _MEMORY_SHARE = 0.5
 """Of the free memory that the page cache may take for this."""

@@ -16,7 +16,7 @@ from lading.loading.chosen import find_network
 from lading.loading.mapped import load_source
 from lading.loading.network import is_diffusers_model
 from lading.loading.recognised import likeliest
-from lading.memory.management import Limits
+from lading.memory.limits import Limits
 
 
 def load_bare_component(

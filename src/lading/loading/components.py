@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,6 +74,8 @@ def load_component(
     variant: str | None = None,
     memory_limit: int | str | None = None,
     host_memory_limit: int | str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
 ) -> Any:
     """Load one component of a pipeline: a network, tokenizer, scheduler or processor.
 
@@ -87,9 +90,12 @@ def load_component(
         variant: such as "fp16" for weights in "model.fp16.safetensors".
         memory_limit: see `load_model`.
         host_memory_limit: see `load_model`.
+        subfolder: where in the folder or the repository the pipeline lies.
+        token: for private and gated models; None uses the one that is saved.
 
     Raises:
         ComponentError: the model has no such component, or its class or files are missing.
+        DownloadError: the hub could not give it.
         CheckpointError: its weights are damaged, unsafe, or do not match its config.
         MemoryLimitError: the limit is too small; no weight has been read.
 
@@ -102,7 +108,7 @@ def load_component(
         if revision is not None or variant is not None:
             raise ComponentError(f"{os.fspath(model)}: a file has no revision and no variant: leave them out")
         return load_bare_component(model, name, torch_dtype, device, limits)
-    folder = model_folder(model, [name], revision, variant)
+    folder = model_folder(model, [name], revision, variant, subfolder, token)
     return _load(_spec(folder, name), LoadOptions(torch_dtype, device, variant, limits))[0]
 
 
@@ -115,6 +121,8 @@ def load_components(
     variant: str | Mapping[str, str | None] | None = None,
     memory_limit: int | str | None = None,
     host_memory_limit: int | str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
 ) -> Components:
     """Load several components of a pipeline, side by side.
 
@@ -126,9 +134,12 @@ def load_components(
         names: which; None for all that `model_index.json` names.
         memory_limit: for all networks, which take turns: only the one that computes has its weights in memory.
         host_memory_limit: see `load_model`.
+        subfolder: see `load_component`.
+        token: see `load_component`.
 
     Raises:
         ComponentError: the model has no such component, or its class or files are missing.
+        DownloadError: the hub could not give it.
         CheckpointError: weights are damaged, unsafe, or do not match their config.
         MemoryLimitError: the limit is too small; no weight has been read.
 
@@ -137,7 +148,8 @@ def load_components(
     >>> parts.vae.dtype, len(parts)
     (torch.float16, 2)
     """
-    jobs = _jobs(model, names, {"torch_dtype": torch_dtype, "device": device, "revision": revision, "variant": variant})
+    find = partial(model_folder, model, subfolder=subfolder, token=token)
+    jobs = _jobs(find, names, {"torch_dtype": torch_dtype, "device": device, "revision": revision, "variant": variant})
     devices = {str(options.device or "cpu") for _, options in jobs}
     limits = {device: limits_on(device, memory_limit, host_memory_limit) for device in devices}
     jobs = [(spec, replace(options, limits=limits[str(options.device or "cpu")])) for spec, options in jobs]
@@ -152,19 +164,19 @@ def load_components(
 
 
 def _jobs(
-    model: str | os.PathLike[str], names: Iterable[str] | None, options: Mapping[str, Any]
+    find: Callable[..., Path], names: Iterable[str] | None, options: Mapping[str, Any]
 ) -> list[tuple[ComponentSpec, LoadOptions]]:
     """Find each component's files, and pick its own out of options that are one for all or a mapping."""
     revision, variant = options["revision"], options["variant"]
     usual = (_for_component(revision, "default"), _for_component(variant, "default"))
     wanted = None if names is None else list(dict.fromkeys(names))
-    folder = model_folder(model, wanted, *usual)
+    folder = find(wanted, *usual)
     wanted = wanted if wanted is not None else list(read_model_index(folder))
     _require_known(wanted, options)
     jobs = []
     for name in wanted:
         own = (_for_component(revision, name), _for_component(variant, name))
-        spec = _spec(folder if own == usual else model_folder(model, [name], *own), name)
+        spec = _spec(folder if own == usual else find([name], *own), name)
         chosen = own[1] if isinstance(variant, Mapping) or _has_variant(spec.folder, own[1]) else None
         dtype, device = (_for_component(options[option], name) for option in ("torch_dtype", "device"))
         jobs.append((spec, LoadOptions(dtype, device, chosen)))

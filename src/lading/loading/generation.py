@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from lading.checkpoint import open_checkpoint
 from lading.errors import ComponentError, LadingError
-from lading.latents import LatentShape, latent_shape_of
+from lading.latents import LatentShape
 from lading.loading.configs import read_config
+from lading.loading.latents import latent_format
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,23 +45,27 @@ class Request:
 
 
 def latent_of(folder: Path, request: Request) -> LatentShape | None:
-    """Return the latent's shape, from configs alone, for a pipeline with a UNet on an `AutoencoderKL`; else None.
+    """Return the latent's shape, from configs alone; None where the catalog or the size asked for does not tell it.
 
     Raises:
-        ShapeError: the model cannot draw this height or width.
+        ShapeError: the model cannot make this size.
     """
-    unet, vae = folder / "unet" / "config.json", folder / "vae" / "config.json"
-    if not (unet.is_file() and vae.is_file()):
+    try:
+        latents = latent_format(folder)
+    except ComponentError:
         return None
-    denoiser_config, vae_config = read_config(unet), read_config(vae)
-    if (
-        denoiser_config.get("_class_name") != "UNet2DConditionModel"
-        or vae_config.get("_class_name") != "AutoencoderKL"
-        or not isinstance(denoiser_config.get("sample_size"), int)
-    ):
+    default = _default_size(folder, latents.spatial)
+    height, width = request.height or default, request.width or default
+    if height is None or width is None or (latents.frames is not None and request.num_frames is None):
         return None
-    default = denoiser_config["sample_size"] * 2 ** (len(vae_config["block_out_channels"]) - 1)
-    return latent_shape_of(denoiser_config, vae_config, 1, request.height or default, request.width or default)
+    return latents.shape(1, height, width, request.num_frames)
+
+
+def _default_size(folder: Path, spatial: int) -> int | None:
+    """The size that a UNet's pipeline chooses, in pixels."""
+    unet = folder / "unet" / "config.json"
+    size = read_config(unet).get("sample_size") if unet.is_file() else None
+    return size * spatial if isinstance(size, int) else None
 
 
 def parse_lora(text: str) -> tuple[Path, float]:

@@ -23,7 +23,7 @@ from lading.loading.network import construction, is_diffusers_model, is_transfor
 if TYPE_CHECKING:
     import torch
 
-    from lading.memory.management import Limits
+    from lading.memory.limits import Limits
 
 CONFIG_FILES = (
     "config.json",

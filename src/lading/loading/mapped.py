@@ -19,7 +19,7 @@ from lading.loading.network import (
 from lading.loading.progress import loading_bar
 from lading.loading.source import Source, SourceMap
 from lading.loading.streamed import load_streamed
-from lading.memory.management import Limits
+from lading.memory.limits import Limits
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 

@@ -31,7 +31,7 @@ from lading.loading.network import (
 )
 from lading.loading.progress import loading_bar
 from lading.loading.streamed import limits_on, load_streamed
-from lading.memory.management import Limits
+from lading.memory.limits import Limits
 from lading.memory.wrapping import LayerMap, enable_vram_management
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)

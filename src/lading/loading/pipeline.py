@@ -23,6 +23,8 @@ def load_pipeline(
     variant: str | None = None,
     memory_limit: int | str | None = None,
     host_memory_limit: int | str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
 ) -> Any:
     """Load a whole pipeline and return the plain diffusers pipeline that `model_index.json` names.
 
@@ -39,8 +41,11 @@ def load_pipeline(
         memory_limit: bytes, or such as "8GB", for weights and activations of all components, which take turns: what
             does not fit is streamed from the checkpoint.
         host_memory_limit: the same for the host's memory; on the CPU the smaller of the two counts.
+        subfolder: where in the folder or the repository the pipeline lies.
+        token: for private and gated models on a hub; None uses the one that is saved.
 
     Raises:
+        DownloadError: the hub could not give it.
         ComponentError: the folder is no pipeline, or a component, its class or its files are missing.
         CheckpointError: weights are damaged, unsafe, or do not match their config.
         MemoryLimitError: the limit is too small; no weight has been read.
@@ -49,7 +54,7 @@ def load_pipeline(
     >>> type(lading.load_pipeline("shapes")).__name__
     'StableDiffusionPipeline'
     """
-    folder = model_folder(model, None, revision, variant)
+    folder = model_folder(model, None, revision, variant, subfolder, token)
     index = read_config(folder / "model_index.json")
     if memory_limit is None and host_memory_limit is None:
         read_ahead(folder, variant)

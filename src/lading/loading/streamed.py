@@ -13,6 +13,7 @@ from lading.checkpoint import Checkpoint, DiskMap, TensorInfo
 from lading.checkpoint.dtypes import DtypeOf
 from lading.devices import find_device
 from lading.errors import CheckpointError, ComponentError
+from lading.loading.examples import example_call
 from lading.loading.network import (
     build_empty,
     fill,
@@ -24,7 +25,8 @@ from lading.loading.network import (
 from lading.loading.source import Source
 from lading.memory.engine import parameter_places
 from lading.memory.image import Weight
-from lading.memory.management import Limits, Manager
+from lading.memory.limits import Limits
+from lading.memory.management import Manager
 from lading.memory.spool import Spool
 
 _log = logging.getLogger("lading.loading")
@@ -87,7 +89,7 @@ def load_streamed(
     spool = _rewritten(source, {name: own for name, own in stored.items() if name not in plain}, dtype_of)
     try:
         inventories = (*source.checkpoint.inventories, *spool.inventories)
-        manager = Manager(model, weights | spool.weights, inventories, limits)
+        manager = Manager(model, weights | spool.weights, inventories, limits, example_call(model))
     except BaseException:
         spool.remove()
         raise

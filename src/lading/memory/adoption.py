@@ -12,7 +12,8 @@ import torch
 from lading.devices import find_device
 from lading.errors import LadingError
 from lading.memory.engine import bind_parameter, parameter_places
-from lading.memory.management import Examples, Limits, Manager, manager_of
+from lading.memory.limits import Limits
+from lading.memory.management import Examples, Manager, manager_of
 from lading.memory.plan import ModulePlan
 from lading.memory.spool import Spool
 from lading.memory.statistics import Statistics

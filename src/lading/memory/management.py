@@ -6,15 +6,13 @@ import logging
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from lading import host
 from lading.checkpoint.header import FileInventory
-from lading.devices import Device
 from lading.errors import LadingError, MemoryLimitError
 from lading.memory.accelerator import DeviceHome
 from lading.memory.allocator import return_freed_memory
@@ -23,64 +21,24 @@ from lading.memory.files import WeightFiles
 from lading.memory.home import Home
 from lading.memory.host import HostHome
 from lading.memory.image import Weight
+from lading.memory.limits import Limits
 from lading.memory.plan import ModulePlan
-from lading.memory.rates import Rates
 from lading.memory.signature import Signature
-from lading.memory.stage import Stage, Turn
+from lading.memory.stage import Turn
 from lading.memory.statistics import Statistics
 from lading.memory.trace import Call, Trace, trace
 from lading.memory.units import UNIT_BYTES, Leaf
 from lading.memory.watch import Change, Watch
-from lading.sizes import format_size, parse_size
+from lading.sizes import format_size
 
 _log = logging.getLogger(__name__)
 
 _ATTRIBUTE = "lading_manager"
 _FEWEST_UNITS = 24
 """Small modules are cut into at least about so many units, so that a part of them can stay."""
-_HOST_SHARE = 0.8
-"""Of the free host memory, where no limit is given for it."""
 
 Examples = Mapping[str, tuple[tuple[Any, ...], Mapping[str, Any]]]
 """Entry -> the arguments of a call, on any device: only shapes and dtypes count."""
-
-
-@dataclass
-class Limits:
-    """What modules that take turns may take.
-
-    Attributes:
-        memory: bytes where they compute.
-        host_memory: bytes of host memory beside a device; of no account on the CPU.
-        device: that computes; None is the CPU.
-        stage: which of them computes now.
-        rates: what first plans predict with.
-    """
-
-    memory: int
-    host_memory: int = 0
-    device: Device | None = None
-    stage: Stage = field(default_factory=Stage)
-    rates: Rates = field(default_factory=Rates)
-
-    @classmethod
-    def of(
-        cls, memory_limit: int | str | None, host_memory_limit: int | str | None, device: Device | None
-    ) -> Limits | None:
-        """Return the limits that arguments ask for; None for none.
-
-        On the CPU, whose memory is the host's, the smaller one counts.
-        """
-        given = [parse_size(limit) for limit in (memory_limit, host_memory_limit) if limit is not None]
-        if not given:
-            return None
-        if device is None:
-            return cls(min(given))
-        if memory_limit is None:
-            raise LadingError(f"host_memory_limit={host_memory_limit!r} on a device asks for a memory_limit too")
-        free = int(_HOST_SHARE * host.available_memory())
-        host_memory = free if host_memory_limit is None else parse_size(host_memory_limit)
-        return cls(parse_size(memory_limit), host_memory, device)
 
 
 class Manager:
@@ -98,7 +56,6 @@ class Manager:
         inventories: Iterable[FileInventory],
         limits: Limits,
         examples: Examples | None = None,
-        unit_bytes: int | None = None,
     ) -> None:
         """Take a module over.
 
@@ -108,7 +65,7 @@ class Manager:
         return_freed_memory()
         self.module = module
         total = sum(weight.nbytes for weight in weights.values())
-        self._unit_bytes = unit_bytes or max(min(UNIT_BYTES, total // _FEWEST_UNITS), 1)
+        self._unit_bytes = max(min(UNIT_BYTES, total // _FEWEST_UNITS), 1)
         self._files = WeightFiles(weights, inventories, self._unit_bytes)
         self.limits = limits
         device = limits.device
@@ -123,13 +80,14 @@ class Manager:
         self._names = {part: name for name, part in self._modules.items()}
         self._added_bytes = self._buffer_bytes = 0
         self._rates = limits.rates
-        self._refined = False
+        self._refined = self._assumed = False
         self._planned_for: tuple[int, ...] = ()
         self._watch = Watch(module, self._names, self._places, self, self._stage.lock)
         self._stage.join(self)
         try:
             for entry, (args, kwargs) in (examples or {}).items():
                 self._learn(entry, args, kwargs)
+            self._assumed = bool(self._traces)
             self._replan()
         except BaseException:
             self.release()
@@ -176,15 +134,12 @@ class Manager:
         Raises:
             MemoryLimitError: one is too small; the limits before stay.
         """
-        limits = self.limits
-        before = limits.memory, limits.host_memory
-        limits.memory = parse_size(memory_limit)
-        if host_memory_limit is not None:
-            limits.host_memory = parse_size(host_memory_limit)
+        before = replace(self.limits)
+        self.limits.move(memory_limit, host_memory_limit)
         try:
             self._replan()
         except MemoryLimitError:
-            limits.memory, limits.host_memory = before
+            self.limits.memory, self.limits.host_memory = before.memory, before.host_memory
             raise
 
     def suspend(self) -> None:
@@ -268,6 +223,8 @@ class Manager:
         signature = Signature.of(args, kwargs)
         if any(known.covers(signature) for known in self._known.get(entry, ())):
             return
+        if self._assumed and self._engine is not None:
+            self._forget_traces()  # they were examples, and this is a call
         try:
             found = self._translated(trace(self.module, args, kwargs, entry, self._home.device))
         except LadingError as error:
@@ -290,6 +247,11 @@ class Manager:
             self._replan()
             raise
         self._known.setdefault(entry, []).append(signature)
+
+    def _forget_traces(self) -> None:
+        self._known.clear()
+        self._traces.clear()
+        self._assumed = False
 
     def _translated(self, found: Trace) -> Trace:
         """Give leaves and parameters the names that they had before adapters wrapped them, and drop the adapters'.
@@ -320,8 +282,7 @@ class Manager:
             raise
         if found.added_bytes != self._added_bytes or found.compiled:
             self._added_bytes = found.added_bytes
-            self._known.clear()
-            self._traces.clear()
+            self._forget_traces()
         elif self._planned_for == self._circumstances():
             return
         self._replan()

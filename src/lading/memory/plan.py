@@ -34,7 +34,7 @@ class ModulePlan:
     def __str__(self) -> str:
         placement = self.placement
         slots = len(placement.slots) * placement.slot_bytes
-        rows = (
+        rows = [
             ("limit", self.limit, ""),
             ("resident", placement.nbytes - slots, f"{len(placement.resident)} of {len(self.units)} units"),
             ("slots", slots, f"{len(placement.slots)} of {format_size(placement.slot_bytes)}"),
@@ -42,6 +42,8 @@ class ModulePlan:
             ("other", self.other_bytes, "buffers, adapters, fixed parameters, staging"),
             ("peak", self.peak_bytes, ""),
             ("streamed", placement.streamed_bytes, f"a call, predicted {placement.seconds:.2f} s"),
-        )
+        ]
+        if placement.host_nbytes:
+            rows.append(("host memory", placement.host_nbytes, f"{len(placement.hosted)} streamed units wait there"))
         lines = [f"{what:<12}  {format_size(nbytes):>8}  {note}".rstrip() for what, nbytes, note in rows]
         return "\n".join([self.name, *lines])

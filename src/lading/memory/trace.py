@@ -122,6 +122,8 @@ def _twin(module: torch.nn.Module) -> torch.nn.Module:
         for parameter in module.parameters()
     }
     memo |= {id(buffer): buffer for buffer in module.buffers()}
+    kept = (value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor))
+    memo |= {id(tensor): tensor.detach() for tensor in kept}
     try:
         twin = copy.deepcopy(module, memo)
     except (TypeError, RuntimeError) as error:
@@ -274,8 +276,8 @@ def _reference(tensor: torch.Tensor) -> Any:
 
 
 def _workspace_bytes(func: Any, args: Any, output: Any) -> int:
-    """What a kernel takes beside its inputs and outputs: oneDNN may lay all of them out anew."""
-    if func in _CONVOLUTIONS or func in _PRODUCTS:
+    """What a kernel takes beside its inputs and outputs: oneDNN and cuDNN may lay all of them out anew."""
+    if func in _CONVOLUTIONS or (func in _PRODUCTS and output.device.type == "cpu"):
         operands = [tensor for tensor in (*args, output) if isinstance(tensor, torch.Tensor)]
         return sum(tensor.nbytes for tensor in operands)
     return 0

@@ -16,6 +16,7 @@ from lading.catalog.architecture import (
     Repository,
 )
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, entry, every
 
 _2B = {
     "num_attention_heads": 30,
@@ -185,7 +186,14 @@ FAMILY = Family(
                 "temporal_compression_ratio": 4,
             },
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=LatentNumbers(("batch", "frames", "channels", "height", "width"), 16, 8, 4, patch=2, multiple=16),
+            latent=LatentNumbers(
+                ("batch", "frames", "channels", "height", "width"),
+                16,
+                spatial=8,
+                temporal=4,
+                patch=2,
+                autoencoder=AutoencoderEntries(frames=every(entry("temporal_compression_ratio"))),
+            ),
         ),
         Architecture(
             "vae",

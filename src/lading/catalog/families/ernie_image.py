@@ -61,7 +61,7 @@ FAMILY = Family(
             examples=(_BASE, {**_BASE, "text_in_dim": 3072}),
             unverified={"rope_axes_dim": (32, 48, 48)},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=LatentNumbers(("batch", "channels", "height", "width"), 128, spatial=16, multiple=16),
+            latent=LatentNumbers(("batch", "channels", "height", "width"), 128, spatial=8, folded=2),
         ),
     ),
 )

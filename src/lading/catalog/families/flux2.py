@@ -160,7 +160,15 @@ FAMILY = Family(
                 *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
                 "to_qkv_mlp_proj",
             ),
-            latent=LatentNumbers(("batch", "channels", "height", "width"), 128, spatial=16, multiple=16),
+            latent=LatentNumbers(
+                ("batch", "channels", "height", "width"),
+                128,
+                spatial=8,
+                folded=2,
+                patch_entry=None,
+                packed=True,
+                guidance="passes",
+            ),
         ),
         Architecture(
             "vae",

@@ -9,6 +9,7 @@ from lading.catalog.architecture import Architecture, Config, Extent, Family, In
 from lading.catalog.families._rotary import three_axes
 from lading.catalog.keymap import KeyMap, Rule, rename, split, swap_halves
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, entry, every
 
 _T2V = {
     "in_channels": 16,
@@ -182,7 +183,17 @@ FAMILY = Family(
             layouts={"original": _original},
             unverified={"rope_axes_dim": (16, 56, 56), "image_condition_type": None},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=LatentNumbers(("batch", "channels", "frames", "height", "width"), 16, 8, 4, patch=2, multiple=16),
+            latent=LatentNumbers(
+                ("batch", "channels", "frames", "height", "width"),
+                16,
+                spatial=8,
+                temporal=4,
+                patch=2,
+                guidance="passes",
+                autoencoder=AutoencoderEntries(
+                    entry("spatial_compression_ratio"), frames=every(entry("temporal_compression_ratio"))
+                ),
+            ),
         ),
         Architecture(
             "vae",

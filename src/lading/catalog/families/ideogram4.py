@@ -66,7 +66,16 @@ FAMILY = Family(
             layouts={"original": _ORIGINAL},
             unverified={"mrope_section": (24, 20, 20)},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=LatentNumbers(("batch", "channels", "height", "width"), 128, spatial=16, multiple=16),
+            latent=LatentNumbers(
+                ("batch", "channels", "height", "width"),
+                32,
+                spatial=8,
+                patch=2,
+                patch_entry=None,
+                packed=True,
+                channels_last=True,
+                guidance="passes",
+            ),
         ),
     ),
 )

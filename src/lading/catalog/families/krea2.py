@@ -7,6 +7,7 @@ from typing import Any
 from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
 from lading.catalog.keymap import KeyMap, Rule, fold, rename
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, entry, halvings
 
 _RAW = {
     "in_channels": 64,
@@ -108,7 +109,16 @@ FAMILY = Family(
             layouts={"original": _ORIGINAL},
             unverified={"axes_dims_rope": (32, 48, 48)},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=LatentNumbers(("batch", "frames", "channels", "height", "width"), 16, 8, patch=2, multiple=16),
+            latent=LatentNumbers(
+                ("batch", "channels", "height", "width"),
+                16,
+                spatial=8,
+                patch=2,
+                patch_entry=None,
+                packed=True,
+                guidance="passes",
+                autoencoder=AutoencoderEntries(halvings("temperal_downsample"), channels=entry("z_dim")),
+            ),
         ),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lading.catalog.architecture import (
@@ -18,6 +19,8 @@ from lading.catalog.architecture import (
 from lading.catalog.families._arrangement import published_arrangement
 from lading.catalog.keymap import KeyMap, Rule, rename
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, entry, every, first_of, halved_patches
+from lading.latents.latent_numbers import AudioNumbers
 
 _VIDEO_2B = {
     "in_channels": 128,
@@ -91,6 +94,17 @@ _LTX2_VAES = {
         "layers_per_block": (4, 6, 6, 2, 2),
         "decoder_layers_per_block": (5, 5, 5, 5),
         "timestep_conditioning": False,
+    }
+}
+_LTX2_AUDIO_VAES = {
+    "Lightricks/LTX-2": {
+        "base_channels": 128,
+        "in_channels": 2,
+        "output_channels": 2,
+        "ch_mult": (1, 2, 4),
+        "num_res_blocks": 2,
+        "latent_channels": 8,
+        "mel_bins": 64,
     }
 }
 _HEADS = 32
@@ -169,6 +183,25 @@ def _vae(shapes: Shapes) -> dict[str, Any]:
 
 def _ltx2_vae(shapes: Shapes) -> dict[str, Any]:
     return published_arrangement(_levels(shapes), _LTX2_VAES)
+
+
+def _ltx2_audio_vae(shapes: Shapes) -> dict[str, Any]:
+    base, in_channels, *_ = shapes.shape("encoder.conv_in.conv.weight")
+    levels = range(shapes.count("encoder.down"))
+    widths = [shapes.size(f"encoder.down.{level}.block.0.conv1.conv.weight") for level in levels]
+    told = {
+        "base_channels": base,
+        "in_channels": in_channels,
+        "output_channels": shapes.size("decoder.conv_out.conv.weight"),
+        "ch_mult": tuple(quotient(width, base, "channels") for width in widths),
+        "num_res_blocks": shapes.count("encoder.down.0.block"),
+        "latent_channels": shapes.size("decoder.conv_in.conv.weight", 1),
+    }
+    return published_arrangement(told, _LTX2_AUDIO_VAES)
+
+
+def _audio_vae_inputs(config: Config, extent: Extent) -> Inputs:
+    return {"sample": InputSpec((extent.batch, config["in_channels"], 16 * extent.num_frames, config["mel_bins"]))}
 
 
 def _vae_inputs(_config: Config, extent: Extent) -> Inputs:
@@ -253,7 +286,27 @@ _LTX2_ORIGINAL = KeyMap(
         rename("{rest}", "{rest}"),
     )
 )
-_LATENT = LatentNumbers(("batch", "channels", "frames", "height", "width"), 128, spatial=32, temporal=8, multiple=32)
+_SCALING = "spatio_temporal_scaling"
+_LATENT = LatentNumbers(
+    ("batch", "channels", "frames", "height", "width"),
+    128,
+    spatial=32,
+    temporal=8,
+    packed=True,
+    autoencoder=AutoencoderEntries(
+        first_of(entry("spatial_compression_ratio"), halved_patches("patch_size", 4, _SCALING)),
+        frames=every(first_of(entry("temporal_compression_ratio"), halved_patches("patch_size_t", 1, _SCALING))),
+    ),
+)
+_AUDIO = AudioNumbers(
+    channels=8,
+    bins=64,
+    bins_per_latent=4,
+    frames_per_latent=4,
+    sampling_rate=16000,
+    hop_length=160,
+    denoiser_channels="audio_in_channels",
+)
 _UNVERIFIED = {"num_attention_heads": _HEADS, "attention_head_dim": 64}
 
 FAMILY = Family(
@@ -274,6 +327,13 @@ FAMILY = Family(
         Architecture("vae", "diffusers.AutoencoderKLLTXVideo", _vae, _vae_inputs, _VAES),
         Architecture("vae", "diffusers.AutoencoderKLLTX2Video", _ltx2_vae, _vae_inputs, _LTX2_VAES),
         Architecture(
+            "audio_vae",
+            "diffusers.AutoencoderKLLTX2Audio",
+            _ltx2_audio_vae,
+            _audio_vae_inputs,
+            _LTX2_AUDIO_VAES,
+        ),
+        Architecture(
             "transformer",
             "diffusers.LTX2VideoTransformer3DModel",
             _ltx2,
@@ -287,7 +347,7 @@ FAMILY = Family(
             unverified={**_UNVERIFIED, "audio_num_attention_heads": _HEADS, "audio_attention_head_dim": 64},
             beside=("video_embeddings_connector.{rest}", "audio_embeddings_connector.{rest}"),
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=_LATENT,
+            latent=replace(_LATENT, audio=_AUDIO),
         ),
     ),
     repositories={

@@ -9,6 +9,8 @@ from lading.catalog.architecture import Architecture, Config, Extent, Family, In
 from lading.catalog.families._arrangement import published_arrangement
 from lading.catalog.keymap import KeyMap, Rule, rename, split, split_heads, swap_halves
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, product
+from lading.latents.frames import FrameRule
 
 _H3 = {
     "num_attention_heads": 56,
@@ -125,6 +127,15 @@ def _video_vae(shapes: Shapes) -> dict[str, Any]:
     return published_arrangement(told, _VIDEO_VAES)
 
 
+def _clips(autoencoder: Config) -> FrameRule | None:
+    """The autoencoder codes films in clips and drops tokens between them; the last, shorter one makes two of them."""
+    clip, strides = autoencoder.get("clip_length"), autoencoder.get("temporal_downsample_factors")
+    if clip is None or strides is None:
+        return None
+    tokens = -(-clip // prod(strides))
+    return FrameRule(clip, first=tokens, latents=tokens, first_latents=2)
+
+
 def _h3_inputs(config: Config, extent: Extent) -> Inputs:
     frames = (extent.num_frames - 1) // 4 + 1
     video = frames * (extent.height // 32) * (extent.width // 32)
@@ -216,7 +227,16 @@ FAMILY = Family(
             unverified={"patch_size": _PATCH, "rope_freq_dim": 16},
             beside=("rope.inv_freq",),
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=LatentNumbers(("batch", "channels", "frames", "height", "width"), 24, 16, 4, patch=2, multiple=32),
+            latent=LatentNumbers(
+                ("batch", "channels", "frames", "height", "width"),
+                24,
+                spatial=16,
+                temporal=FrameRule(17, first=5, latents=5, first_latents=2),
+                patch=2,
+                packed=True,
+                guidance="none",
+                autoencoder=AutoencoderEntries(product("spatial_downsample_factors"), frames=_clips),
+            ),
         ),
         Architecture(
             "video_vae",

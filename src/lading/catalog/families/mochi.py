@@ -16,6 +16,7 @@ from lading.catalog.architecture import (
     Repository,
 )
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, every, product
 
 _PREVIEW = {
     "patch_size": 2,
@@ -103,7 +104,16 @@ FAMILY = Family(
             published={"genmo/mochi-1-preview": _PREVIEW},
             unverified={"max_sequence_length": 256},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=LatentNumbers(("batch", "channels", "frames", "height", "width"), 12, 8, 6, patch=2, multiple=16),
+            latent=LatentNumbers(
+                ("batch", "channels", "frames", "height", "width"),
+                12,
+                spatial=8,
+                temporal=6,
+                patch=2,
+                autoencoder=AutoencoderEntries(
+                    product("spatial_expansions"), frames=every(product("temporal_expansions"))
+                ),
+            ),
         ),
         Architecture(
             "vae",

@@ -18,6 +18,7 @@ from lading.catalog.architecture import (
 from lading.catalog.families import _causal_vae
 from lading.catalog.families._rotary import three_axes
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, entry, halvings
 
 _BASE = {
     "in_channels": 64,
@@ -32,6 +33,7 @@ _BASE = {
     "zero_cond_t": False,
 }
 _CONTROL = {key: _BASE[key] for key in list(_BASE)[:7]}
+_BLOCKWISE = {"num_layers": 60, "condition_channels": 64, "dim": 3072}
 _VAE = {
     "base_dim": 96,
     "z_dim": 16,
@@ -72,6 +74,14 @@ def _controlnet(shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def _blockwise(shapes: Shapes) -> dict[str, Any]:
+    return {
+        "num_layers": shapes.count("controlnet_blocks"),
+        "condition_channels": shapes.size("img_in.weight", 1),
+        "dim": shapes.size("img_in.weight"),
+    }
+
+
 def _vae(shapes: Shapes) -> dict[str, Any]:
     return {**_causal_vae.infer_flat(shapes), "input_channels": shapes.size("encoder.conv_in.weight", 1)}
 
@@ -95,6 +105,14 @@ def _controlnet_inputs(config: Config, extent: Extent) -> Inputs:
     batch, tokens, channels = inputs["hidden_states"].shape
     channels += config.get("extra_condition_channels", 0)
     return {**inputs, "controlnet_cond": InputSpec((batch, tokens, channels))}
+
+
+def _blockwise_inputs(config: Config, extent: Extent) -> Inputs:
+    batch, tokens = extent.batch, (extent.height // 16) * (extent.width // 16)
+    return {
+        "hidden_states": InputSpec((batch, tokens, config["dim"])),
+        "condition": InputSpec((batch, tokens, config["condition_channels"])),
+    }
 
 
 def _vae_inputs(config: Config, extent: Extent) -> Inputs:
@@ -130,7 +148,16 @@ FAMILY = Family(
             unverified={"axes_dims_rope": (16, 56, 56), "zero_cond_t": False, "use_layer3d_rope": False},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=LatentNumbers(
-                ("batch", "frames", "channels", "height", "width"), 16, spatial=8, patch=2, multiple=16
+                ("batch", "frames", "channels", "height", "width"),
+                16,
+                spatial=8,
+                patch=2,
+                patch_entry=None,
+                packed=True,
+                channels_entry="in_channels",
+                layers_entry="use_layer3d_rope",
+                guidance="passes",
+                autoencoder=AutoencoderEntries(spatial=halvings("temperal_downsample"), channels=entry("z_dim")),
             ),
         ),
         Architecture(
@@ -147,6 +174,18 @@ FAMILY = Family(
                 },
             },
             unverified={"axes_dims_rope": (16, 56, 56), "out_channels": 16},
+        ),
+        Architecture(
+            "controlnet",
+            "lading.models.QwenImageBlockwiseControlNet",
+            _blockwise,
+            _blockwise_inputs,
+            published={
+                "DiffSynth-Studio/Qwen-Image-Blockwise-ControlNet-Canny": _BLOCKWISE,
+                "DiffSynth-Studio/Qwen-Image-Blockwise-ControlNet-Depth": _BLOCKWISE,
+                "DiffSynth-Studio/Qwen-Image-Blockwise-ControlNet-Inpaint": {**_BLOCKWISE, "condition_channels": 68},
+            },
+            own_layout="diffsynth",
         ),
         Architecture(
             "vae",

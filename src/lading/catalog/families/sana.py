@@ -6,6 +6,7 @@ from typing import Any
 
 from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, levels
 
 _1600M = {
     "in_channels": 32,
@@ -161,7 +162,12 @@ FAMILY = Family(
                 "sample_size": 32,
             },
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=LatentNumbers(("batch", "channels", "height", "width"), 32, spatial=32, multiple=32),
+            latent=LatentNumbers(
+                ("batch", "channels", "height", "width"),
+                32,
+                spatial=32,
+                autoencoder=AutoencoderEntries(levels("encoder_block_out_channels")),
+            ),
         ),
         Architecture(
             "vae",

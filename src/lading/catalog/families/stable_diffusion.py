@@ -201,7 +201,9 @@ def _attention(file: str, model: str) -> list[Rule]:
 
 
 _LORA = ("to_q", "to_k", "to_v", "to_out.0")
-_LATENT = LatentNumbers(("batch", "channels", "height", "width"), 4, spatial=8, multiple=8)
+_LATENT = LatentNumbers(
+    ("batch", "channels", "height", "width"), 4, spatial=8, guidance_entries=("time_cond_proj_dim",)
+)
 _UNVERIFIED = {"attention_head_dim": 8, "addition_time_embed_dim": None}
 
 FAMILY = Family(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -18,6 +19,7 @@ from lading.catalog.architecture import (
 )
 from lading.catalog.families import _causal_vae, _wan_layouts
 from lading.catalog.shapes import Shapes, quotient
+from lading.latents.compression import AutoencoderEntries, entry, every
 
 _HEAD_DIM = 128
 """Of every published model; the norms span all heads, so that shapes do not tell it."""
@@ -228,7 +230,17 @@ def _not_in_the_class(shapes: Shapes) -> dict[str, str]:
 
 
 _UNVERIFIED = {"num_attention_heads": 40, "attention_head_dim": _HEAD_DIM}
-_LATENT = LatentNumbers(("batch", "channels", "frames", "height", "width"), 16, 8, temporal=4, patch=2, multiple=16)
+_LATENT = LatentNumbers(
+    ("batch", "channels", "frames", "height", "width"),
+    16,
+    spatial=8,
+    temporal=4,
+    patch=2,
+    guidance="passes",
+    autoencoder=AutoencoderEntries(
+        entry("scale_factor_spatial"), frames=every(entry("scale_factor_temporal")), channels=entry("z_dim")
+    ),
+)
 _LORA = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
 
@@ -304,7 +316,6 @@ FAMILY = Family(
             published={"Wan-AI/Wan2.2-Animate-14B": _ANIMATE},
             unverified={"num_attention_heads": 40, "attention_head_dim": _HEAD_DIM},
             lora_targets=_LORA,
-            latent=_LATENT,
         ),
         Architecture(
             "transformer",
@@ -315,7 +326,7 @@ FAMILY = Family(
             layouts={"original": _wan_layouts.ANIMATE_2},
             unverified={"num_heads": 40},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=_LATENT,
+            latent=replace(_LATENT, channels_entry="out_dim"),
         ),
         Architecture(
             "vae",

@@ -168,7 +168,14 @@ FAMILY = Family(
             unverified={"axes_dims": [32, 48, 48]},
             beside=("norm_final.weight",),
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-            latent=LatentNumbers(("batch", "channels", "height", "width"), 16, spatial=8, patch=2, multiple=16),
+            latent=LatentNumbers(
+                ("batch", "channels", "height", "width"),
+                16,
+                spatial=8,
+                patch=2,
+                patch_entry="all_patch_size",
+                token_multiple=32,
+            ),
         ),
         Architecture(
             "controlnet",
