@@ -23,10 +23,10 @@ from lading.loading.network import (
     with_current_names,
 )
 from lading.loading.source import Source
-from lading.memory.engine import parameter_places
 from lading.memory.image import Weight
 from lading.memory.limits import Limits
 from lading.memory.management import Manager
+from lading.memory.outline import parameter_places
 from lading.memory.spool import Spool
 
 _log = logging.getLogger("lading.loading")
@@ -75,18 +75,9 @@ def load_streamed(
     model = build_empty(model_class, config, dtype)
     if isinstance(source, Checkpoint):
         source = Source.of(source, named_as_the_network(model, source, rename))
-    dtypes = {name: source.dtype(name, dtype_of(name)) for name in source.origins}
-    empty = {name: torch.empty(source.shape(name), dtype=dtypes[name], device="meta") for name in source.origins}
     buffers = [name for name, _ in model.named_buffers() if name in source.origins]
-    fill(model, empty | source.read(dtype_of, names=buffers, use="once"), str(source))
-    model.eval()
-    stored = {
-        name: name if name in source.origins else next(twin for twin in _names(model, places) if twin in source.origins)
-        for name, places in parameter_places(model).items()
-    }
-    plain = {name: own for name, own in stored.items() if source.origins[own].is_plain}
-    weights = {name: Weight(source.origins[own], dtypes[own]) for name, own in plain.items()}
-    spool = _rewritten(source, {name: own for name, own in stored.items() if name not in plain}, dtype_of)
+    weights, others = lay_out(model, source, dtype_of, source.read(dtype_of, names=buffers, use="once"))
+    spool = _rewritten(source, others, dtype_of)
     try:
         inventories = (*source.checkpoint.inventories, *spool.inventories)
         manager = Manager(model, weights | spool.weights, inventories, limits, example_call(model))
@@ -97,6 +88,34 @@ def load_streamed(
     for buffer in model.buffers():
         buffer.data = buffer.data.to(manager.device)
     return model  # type: ignore[return-value] # build_empty built model_class
+
+
+def lay_out(
+    model: torch.nn.Module, source: Source, dtype_of: DtypeOf, buffers: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, Weight], dict[str, str]]:
+    """Give an empty network its dtypes and buffers, and tell where each parameter's bytes are.
+
+    Args:
+        model: on the meta device; its parameters stay there.
+        buffers: those that the source has.
+
+    Returns:
+        Parameter name -> its weight; and, for those that are not rows of the files, the name of its tensor there.
+
+    Raises:
+        CheckpointError: the tensors do not match the network.
+    """
+    dtypes = {name: source.dtype(name, dtype_of(name)) for name in source.origins}
+    empty = {name: torch.empty(source.shape(name), dtype=dtypes[name], device="meta") for name in source.origins}
+    fill(model, empty | buffers, str(source))
+    model.eval()
+    stored = {
+        name: name if name in source.origins else next(twin for twin in _names(model, places) if twin in source.origins)
+        for name, places in parameter_places(model).items()
+    }
+    plain = {name: own for name, own in stored.items() if source.origins[own].is_plain}
+    weights = {name: Weight(source.origins[own], dtypes[own]) for name, own in plain.items()}
+    return weights, {name: own for name, own in stored.items() if name not in plain}
 
 
 def _rewritten(source: Source, names: Mapping[str, str], dtype_of: DtypeOf) -> Spool:
