@@ -14,6 +14,7 @@ from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoi
 from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype, torch_dtype_of
 from lading.errors import LadingError
 from lading.loading.chosen import find_config, find_network
+from lading.loading.collection import collection_put_off
 from lading.loading.managed import load_managed, vram_rules
 from lading.loading.mapped import load_source
 from lading.loading.network import (
@@ -116,6 +117,7 @@ def load_model(
     return cast("ModelT", model)
 
 
+@collection_put_off()
 def load_labelled(
     label: str,
     model_class: type[ModelT],
