@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from lading import DownloadError, load_pipeline, shipped_model
@@ -28,7 +29,8 @@ PARTS = {
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
     """The networks of the shipped model in one file, called as a published one."""
-    plain, whole = load_pipeline("shapes"), {}
+    plain = load_pipeline("shapes")
+    whole: dict[str, torch.Tensor] = {}
     for name, (family, model_class, layout, prefix) in PARTS.items():
         whole |= in_layout(Case(family, model_class, layout, {}, prefix), getattr(plain, name).state_dict())
     save(tmp_path / "stable-diffusion-v1-5.safetensors", whole)

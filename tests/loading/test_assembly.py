@@ -432,7 +432,6 @@ def test_networks_stay_where_their_model_config_says(tmp_path: Path) -> None:
     denoiser.offload_device, denoiser.onload_device = "disk", "cpu"
     pipeline = load_pipeline(given, torch_dtype="bfloat16", vram_limit="1GB")
     assert pipeline.transformer.transformer_blocks[0].attn.to_q.state == "offload"
-    assert next(pipeline.transformer.transformer_blocks[0].attn.to_q.parameters()).is_meta
     state = pipeline.transformer.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in weights["transformer"].items())
     with pytest.raises(LadingError, match=r"flux1-schnell.safetensors: memory_limit and the offload_device"):
