@@ -28,7 +28,14 @@ from lading.loading.components import (
 from lading.loading.configs import CONFIG_FILES, processor_class, read_config, read_model_index
 from lading.loading.ingredients import ComponentFolder, Ingredient, Ingredients, gather
 from lading.loading.loaders import ComponentSpec, LoadOptions, find_pipeline_class, resolve_class
-from lading.loading.matching import Assignment, assign, find_assignment, refuse_left_over, relative
+from lading.loading.matching import (
+    Assignment,
+    assign,
+    find_assignment,
+    refuse_left_over,
+    refuse_several,
+    relative,
+)
 from lading.loading.network import construction, is_diffusers_model, is_transformers_model
 from lading.loading.record import LoadRecord
 from lading.loading.streamed import limits_on
@@ -54,6 +61,7 @@ class Blueprint:
         source: the folder or the hub id that has what was not given; networks only where the caller named it.
         named: whether the caller did.
         others: places in the pipeline that no network takes.
+        rivals: other pipelines that the files may be of, in which the networks are the same.
     """
 
     assignment: Assignment
@@ -61,6 +69,7 @@ class Blueprint:
     source: str
     named: bool
     others: tuple[str, ...]
+    rivals: tuple[Assignment, ...] = ()
 
 
 def assemble_pipeline(
@@ -70,6 +79,7 @@ def assemble_pipeline(
     device: Any,
     memory_limit: int | str | None,
     host_memory_limit: int | str | None,
+    vram_limit: float | str | None,
     token: str | bool | None,
 ) -> tuple[Any, Components]:
     """Make a pipeline of files and folders; see `load_pipeline`.
@@ -85,7 +95,7 @@ def assemble_pipeline(
         raise ComponentError(f"base={os.fspath(base)!r} and {ingredients.pipeline} are a pipeline each: give only one")
     base = base if base is not None else ingredients.pipeline
     blueprint = _of_catalog(ingredients) if base is None else _of_base(base, ingredients, token)
-    jobs = _jobs(blueprint, ingredients, token)
+    jobs = _jobs(blueprint, ingredients, vram_limit, token)
     options = {name: LoadOptions(for_component(torch_dtype, name), for_component(device, name)) for name in jobs}
     devices = {str(one.device or "cpu") for one in options.values()}
     limits = {place: limits_on(place, memory_limit, host_memory_limit) for place in devices}
@@ -106,7 +116,7 @@ def assemble_pipeline(
 
 def _of_catalog(given: Ingredients) -> Blueprint:
     """A published pipeline that the catalog knows."""
-    assignment = find_assignment(given)
+    assignment, *rivals = find_assignment(given)
     name, repository = assignment.name, assignment.repository
     pipeline_class = find_pipeline_class(repository.pipeline_class.rpartition(".")[2], name)
     if assignment.missing:
@@ -121,7 +131,7 @@ def _of_catalog(given: Ingredients) -> Blueprint:
         if place not in repository.components
         and (needed or place.replace("tokenizer", "text_encoder") in (*assignment.parts, *assignment.folders))
     ]
-    return Blueprint(assignment, pipeline_class, name, False, tuple(others))
+    return Blueprint(assignment, pipeline_class, name, False, tuple(others), tuple(rivals))
 
 
 def _of_base(base: str | os.PathLike[str], given: Ingredients, token: str | bool | None) -> Blueprint:
@@ -159,12 +169,14 @@ def _of_base(base: str | os.PathLike[str], given: Ingredients, token: str | bool
     )
 
 
-def _jobs(blueprint: Blueprint, given: Ingredients, token: str | bool | None) -> dict[str, Job]:
+def _jobs(
+    blueprint: Blueprint, given: Ingredients, vram_limit: float | str | None, token: str | bool | None
+) -> dict[str, Job]:
     """What loads each component, in the order of the pipeline's constructor."""
     assignment = blueprint.assignment
     jobs: dict[str, Job] = {}
     for name, cast in assignment.parts.items():
-        jobs[name] = partial(load_bare, BareNetwork(name, cast.part.file, cast.candidate, cast.source()))
+        jobs[name] = partial(load_bare, BareNetwork(name, cast.part.file, cast.candidate, cast.source(), vram_limit))
     for name, folder in assignment.folders.items():
         jobs[name] = partial(load_by_spec, ComponentSpec(name, folder.library, folder.class_name, folder.folder))
     unused = [folder for folder in given.folders if folder not in assignment.folders.values()]
@@ -183,6 +195,8 @@ def _jobs(blueprint: Blueprint, given: Ingredients, token: str | bool | None) ->
         )
     wanted = [*(assignment.missing if blueprint.named else ()), *blueprint.others]
     rest = [name for name in wanted if name not in jobs]
+    if rest and blueprint.rivals:
+        refuse_several(given, (assignment, *blueprint.rivals), f", whose {' and '.join(rest)} differ")
     if rest:
         place = _fetched(blueprint, rest, token)
         jobs |= {name: partial(load_by_spec, find_spec(place, name)) for name in rest}

@@ -8,13 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from lading.catalog import Candidate, Identification, identify_checkpoint
+from lading.catalog import (
+    Candidate,
+    Identification,
+    Shapes,
+    UnknownSizeError,
+    find_architecture,
+    identify_checkpoint,
+)
 from lading.checkpoint import Checkpoint, open_checkpoint
 from lading.checkpoint.files import natural_key
-from lading.errors import ComponentError, IdentificationError
+from lading.errors import CheckpointError, ComponentError, IdentificationError
 from lading.hub import ModelConfig
 from lading.loading.configs import class_from_config
-from lading.loading.recognised import why_unknown
+from lading.loading.recognised import source_of, why_unknown
 
 Ingredient: TypeAlias = "str | os.PathLike[str] | ModelConfig"
 """A checkpoint file, the folder of a component or of a pipeline, or a `ModelConfig` that names such or several."""
@@ -35,6 +42,7 @@ class BareFile:
     hints: str
     vram_config: Mapping[str, Any] = field(default_factory=dict)
     _of_class: dict[str, tuple[Candidate, ...]] = field(default_factory=dict)
+    _told: dict[Candidate, frozenset[str]] = field(default_factory=dict)
 
     @property
     def parts(self) -> Iterator[Part]:
@@ -51,6 +59,18 @@ class BareFile:
             taken = {one.prefix for one in own}
             self._of_class[model_class] = (*own, *(one for one in others if one.prefix not in taken))
         return self._of_class[model_class]
+
+    def told_by_tensors(self, candidate: Candidate) -> frozenset[str]:
+        """Return the entries of a candidate's config that the tensors' shapes tell, or allow to guess."""
+        if candidate not in self._told:
+            architecture = find_architecture(candidate.family, str(candidate.model_class))
+            try:
+                origins = source_of(self.checkpoint, candidate, self.found.candidates).origins
+                told = architecture.infer_config(Shapes({name: origin.shape for name, origin in origins.items()}))
+            except (CheckpointError, UnknownSizeError):  # whoever loads it says what is wrong
+                told = dict(candidate.config)
+            self._told[candidate] = frozenset(told)
+        return self._told[candidate]
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.checkpoint.files))
