@@ -33,6 +33,7 @@ from tests.loading.networks import (
     QWEN_3,
     QWEN_IMAGE,
     QWEN_VL,
+    SD3,
     T5,
     UNET,
     VAE,
