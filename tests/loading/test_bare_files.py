@@ -125,7 +125,7 @@ def test_each_network_of_a_single_file_is_loaded_by_its_name(
             state = load_component(file, name, torch_dtype="float16", memory_limit=limit).state_dict()
             assert state.keys() == tensors.keys()
             assert all(torch.equal(state[key], tensors[key]) for key in tensors)
-    with pytest.raises(ComponentError, match="no component 'tokenizer': it holds .*unet"):
+    with pytest.raises(ComponentError, match=r"no component 'tokenizer': it holds .*unet"):
         load_component(file, "tokenizer")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -283,7 +283,8 @@ def _settled(part: Part, candidates: tuple[Candidate, ...], component: Component
 
 def _as_many(published: object, own: object) -> bool:
     """Whether a published value suits a network: it is not for another number of blocks."""
-    return not (isinstance(published, Sized) and isinstance(own, Sized) and len(published) != len(own))
+    lists = (list, tuple)
+    return not (isinstance(published, lists) and isinstance(own, lists) and len(published) != len(own))
 
 
 def _layer(name: str) -> int:
