@@ -218,7 +218,12 @@ def rates_for(
         )
         if value is not None
     }
-    rates = replace(rates, **given)
+    rates = replace(
+        rates,
+        read=given.get("read", rates.read),
+        copy=given.get("copy", rates.copy),
+        compute=given.get("compute", rates.compute),
+    )
     if "compute" in given:
         rates = replace(rates, speeds=())  # they are another device's
     return rates, "given" if given else "measured" if measured else "assumed"

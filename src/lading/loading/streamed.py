@@ -114,7 +114,7 @@ def lay_out(
     """
     dtypes = {name: source.dtype(name, dtype_of(name)) for name in source.origins}
     empty = {name: torch.empty(source.shape(name), dtype=dtypes[name], device="meta") for name in source.origins}
-    fill(model, empty | buffers, str(source))
+    fill(model, {**empty, **buffers}, str(source))
     model.eval()
     stored = {
         name: name if name in source.origins else next(twin for twin in _names(model, places) if twin in source.origins)

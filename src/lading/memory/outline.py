@@ -3,7 +3,7 @@ computes. What streams and what only predicts both plan with this. No memory, no
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -79,7 +79,7 @@ class Outline:
     def work(self, trace: Trace | None, rates: Rates) -> Work:
         """Return what a call asks of the planner; without a trace, every unit once."""
         order = (self.order(trace) if trace is not None else ()) or tuple(range(len(self.units)))
-        seconds = Counter[str]()
+        seconds = defaultdict[str, float](float)
         if trace is not None:
             for call in trace.all_calls:
                 seconds[call.leaf] += rates.call_seconds(call)
