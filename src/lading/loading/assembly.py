@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from lading.catalog import Repository, find_repository
 from lading.catalog.architecture import Config
 from lading.errors import ComponentError, DownloadError, IdentificationError
-from lading.hub import model_folder
+from lading.hub import model_folder, open_remote
 from lading.loading.bare_component import BareNetwork
 from lading.loading.components import (
     Components,
@@ -125,11 +125,12 @@ def _of_catalog(given: Ingredients) -> Blueprint:
             f"{given}: a {pipeline_class.__name__}, as in {name}, also needs {wanted}: give their files too, or "
             f"base={name!r} to take from there what is missing"
         )
+    encoders = {place.replace("text_encoder", "tokenizer"): place for place in repository.components}
     others = [
         place
         for place, needed in _places(pipeline_class).items()
         if place not in repository.components
-        and (needed or place.replace("tokenizer", "text_encoder") in (*assignment.parts, *assignment.folders))
+        and (encoders[place] in (*assignment.parts, *assignment.folders) if place in encoders else needed)
     ]
     return Blueprint(assignment, pipeline_class, name, False, tuple(others), tuple(rivals))
 
@@ -141,32 +142,39 @@ def _of_base(base: str | os.PathLike[str], given: Ingredients, token: str | bool
     pipeline_class = find_pipeline_class(index.get("_class_name"), folder / "model_index.json")
     named = {name: f"{library}.{class_name}" for name, (library, class_name) in read_model_index(folder).items()}
     networks = {name: model_class for name, model_class in named.items() if _is_network(folder, name, model_class)}
+    qualified = f"diffusers.{pipeline_class.__name__}"
     try:
-        known: Mapping[str, Any] = find_repository(os.fspath(base)).components
+        known = find_repository(os.fspath(base)).components
     except IdentificationError:
         known = {}
-    qualified = f"diffusers.{pipeline_class.__name__}"
     components = {
         name: known[name]
         if name in known and known[name].model_class == model_class
         else relative(qualified, name, model_class)
         for name, model_class in networks.items()
     }
-    settings = {
-        name: value
-        for name, value in index.items()
-        if name in inspect.signature(pipeline_class).parameters and not isinstance(value, list)
-    }
-    configs: dict[str, Config] = {
-        name: read_config(folder / name / "config.json")
-        for name in networks
-        if (folder / name / "config.json").is_file()
-    }
-    assignment = assign(str(base), Repository(qualified, components, (), settings), given, configs)
+    parameters = inspect.signature(pipeline_class).parameters
+    settings = {name: value for name, value in index.items() if name in parameters and not isinstance(value, list)}
+    repository = Repository(qualified, components, (), settings)
+    taken = [name for name in assign(str(base), repository, given).parts if name not in known]
+    assignment = assign(str(base), repository, given, _configs(base, folder, taken, token))
     refuse_left_over(assignment)
-    return Blueprint(
-        assignment, pipeline_class, os.fspath(base), True, tuple(name for name in named if name not in networks)
-    )
+    others = tuple(name for name in named if name not in networks)
+    return Blueprint(assignment, pipeline_class, os.fspath(base), True, others)
+
+
+def _configs(
+    base: str | os.PathLike[str], folder: Path, names: Iterable[str], token: str | bool | None
+) -> dict[str, Config]:
+    """The configs that a pipeline has for networks; of one on a hub, only these files are fetched."""
+    files = {name: folder / name / "config.json" for name in names}
+    found: dict[str, Config] = {name: read_config(file) for name, file in files.items() if file.is_file()}
+    absent = files.keys() - found.keys()
+    if absent and not Path(base).is_dir():
+        remote = open_remote(os.fspath(base), token=token)
+        wanted = {name: f"{name}/config.json" for name in absent}
+        found |= {name: remote.config(file) for name, file in wanted.items() if file in remote.repository.names}
+    return found
 
 
 def _jobs(
@@ -178,10 +186,12 @@ def _jobs(
     for name, cast in assignment.parts.items():
         jobs[name] = partial(load_bare, BareNetwork(name, cast.part.file, cast.candidate, cast.source(), vram_limit))
     for name, folder in assignment.folders.items():
-        jobs[name] = partial(load_by_spec, ComponentSpec(name, folder.library, folder.class_name, folder.folder))
+        library, _, class_name = assignment.repository.components[name].model_class.rpartition(".")
+        jobs[name] = partial(load_by_spec, ComponentSpec(name, library, class_name, folder.folder))
+    places = _places(blueprint.pipeline_class)
     unused = [folder for folder in given.folders if folder not in assignment.folders.values()]
     for name in blueprint.others:
-        chosen = _folder_for(name, unused)
+        chosen = _folder_for(name, [one for one in unused if one.folder.name == name or one.folder.name not in places])
         if chosen is not None:
             unused.remove(chosen)
             library, class_name = chosen.library, chosen.class_name
@@ -189,18 +199,18 @@ def _jobs(
                 class_name = processor_class(chosen.folder) or class_name
             jobs[name] = partial(load_by_spec, ComponentSpec(name, library, class_name, chosen.folder))
     if unused:
-        places = ", ".join(_places(blueprint.pipeline_class))
         raise ComponentError(
-            f"{'; '.join(map(str, unused))}: a {blueprint.pipeline_class.__name__} has no place for it: it has {places}"
+            f"{'; '.join(map(str, unused))}: a {blueprint.pipeline_class.__name__} has no place for it: it has "
+            f"{', '.join(places)}"
         )
     wanted = [*(assignment.missing if blueprint.named else ()), *blueprint.others]
     rest = [name for name in wanted if name not in jobs]
     if rest and blueprint.rivals:
         refuse_several(given, (assignment, *blueprint.rivals), f", whose {' and '.join(rest)} differ")
     if rest:
-        place = _fetched(blueprint, rest, token)
-        jobs |= {name: partial(load_by_spec, find_spec(place, name)) for name in rest}
-    return {name: jobs[name] for name in _places(blueprint.pipeline_class) if name in jobs}
+        source = _fetched(blueprint, rest, token)
+        jobs |= {name: partial(load_by_spec, find_spec(source, name)) for name in rest}
+    return {name: jobs[name] for name in places if name in jobs}
 
 
 def _fetched(blueprint: Blueprint, names: list[str], token: str | bool | None) -> Path:

@@ -21,6 +21,7 @@ from lading.checkpoint.files import natural_key
 from lading.errors import CheckpointError, ComponentError, IdentificationError
 from lading.hub import ModelConfig
 from lading.loading.configs import class_from_config
+from lading.loading.loaders import ComponentSpec, resolve_class
 from lading.loading.recognised import source_of, why_unknown
 
 Ingredient: TypeAlias = "str | os.PathLike[str] | ModelConfig"
@@ -114,8 +115,13 @@ class ComponentFolder:
     library: str
     class_name: str
 
+    @property
+    def model_class(self) -> str:
+        """Library and class."""
+        return f"{self.library}.{self.class_name}"
+
     def __str__(self) -> str:
-        return f"{self.library}.{self.class_name} in {self.folder}"
+        return f"{self.model_class} in {self.folder}"
 
 
 @dataclass(frozen=True)
@@ -158,11 +164,11 @@ def gather(given: Iterable[Ingredient]) -> Ingredients:
             if (folder / "model_index.json").is_file():
                 pipelines.append(folder)
                 continue
-            named = class_from_config(folder)
-            if named is None:
-                files.append(_bare_file([folder], hints, vram_config))
+            component = _component_folder(folder)
+            if component is not None:
+                folders.append(component)
             else:
-                folders.append(ComponentFolder(folder, *named))
+                files.append(_bare_file([folder], hints, vram_config))
         shards = [path for path in paths if not path.is_dir()]
         if shards:
             files.append(_bare_file(shards, hints, vram_config))
@@ -183,6 +189,18 @@ def _named(one: Ingredient) -> tuple[list[Path], str, dict[str, Any]]:
     paths = one.path if isinstance(one.path, list) else [one.path or ""]
     given = {key: value for key, value in one.vram_config().items() if value is not None}
     return [Path(path) for path in paths], " ".join([one.model_id or "", *paths]), given
+
+
+def _component_folder(folder: Path) -> ComponentFolder | None:
+    """A folder whose config names a class; None for one of weights alone, or of a class of another program's."""
+    named = class_from_config(folder)
+    if named is None:
+        return None
+    try:
+        resolve_class(ComponentSpec(folder.name, *named, folder))
+    except ComponentError:
+        return None
+    return ComponentFolder(folder, *named)
 
 
 def _bare_file(paths: list[Path], hints: str, vram_config: dict[str, Any]) -> BareFile:

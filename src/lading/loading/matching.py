@@ -183,7 +183,7 @@ def assign(
     parts: dict[str, Cast] = {}
     placed: dict[str, ComponentFolder] = {}
     for place, component in repository.components.items():
-        alike = [one for one in folders if f"{one.library}.{one.class_name}" == component.model_class]
+        alike = [one for one in folders if place == one.folder.name or one.model_class == component.model_class]
         if alike:
             placed[place] = max(alike, key=lambda one: one.folder.name == place)
             folders.remove(placed[place])
@@ -216,7 +216,7 @@ def relative(pipeline_class: str, place: str, model_class: str) -> Component:
 def _all_assignments(given: Ingredients) -> list[Assignment]:
     """Those of all pipelines whose denoiser is among what was given."""
     classes = {candidate.model_class for part in given.parts for candidate in part.candidates}
-    classes |= {f"{folder.library}.{folder.class_name}" for folder in given.folders}
+    classes |= {folder.model_class for folder in given.folders}
     return [
         assign(name, repository, given)
         for family in known_families()
