@@ -98,6 +98,19 @@ class Trace:
     fixed: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Learning:
+    """What a step of training adds to a call: gradients, and what is kept for them.
+
+    Attributes:
+        trained: names of the parameters that get gradients, which are not counted: they stay.
+        autocast: the dtype in which the step computes; None for those of the weights.
+    """
+
+    trained: frozenset[str]
+    autocast: torch.dtype | None = None
+
+
 def trace(
     module: torch.nn.Module,
     args: tuple[Any, ...] = (),
@@ -105,6 +118,7 @@ def trace(
     entry: str = "forward",
     device: torch.device | str = "cpu",
     recorder: TorchDispatchMode | None = None,
+    learning: Learning | None = None,
 ) -> Trace:
     """Run a module on fake tensors and note what it does; neither its weights nor its inputs need data.
 
@@ -113,6 +127,7 @@ def trace(
         entry: the method to call.
         device: where the module computes; it need not be there.
         recorder: is shown every operator too.
+        learning: for a step of training: a backward pass follows, in the order of which leaves are called again.
 
     Raises:
         LadingError: the module cannot be copied, or decides by values that only real data has.
@@ -139,9 +154,19 @@ def trace(
     observer = _Observer(module, state, device.type)
     _state.tracing = True
     try:
-        with torch.no_grad(), mode, observer.watching(), observer, recorder or nullcontext():
+        with (
+            torch.set_grad_enabled(learning is not None),
+            mode,
+            observer.watching(),
+            observer,
+            recorder or nullcontext(),
+        ):
             observer.admit(tree_iter(inputs))
-            _call(module, state, entry, *inputs)
+            if learning is None:
+                _call(module, state, entry, *inputs)
+            else:
+                observer.expect_gradients(learning.trained)
+                _learn(module, state, entry, *inputs, place.type, learning.autocast)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
         raise LadingError(f"{type(module).__name__} cannot be traced with these inputs: {error}") from error
     finally:
@@ -180,6 +205,31 @@ def _call(module: torch.nn.Module, state: dict[str, torch.Tensor], entry: str, a
     )
 
 
+def _learn(
+    module: torch.nn.Module,
+    state: dict[str, torch.Tensor],
+    entry: str,
+    args: Any,
+    kwargs: Any,
+    device: str,
+    autocast: torch.dtype | None,
+) -> None:
+    """Call a module, and take the gradients of what it returns."""
+    method = getattr(type(module), entry)
+
+    def step(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        with torch.autocast(device, autocast) if autocast is not None else nullcontext():
+            output = method(module, *args, **kwargs)
+        outputs = [tensor for tensor in tree_iter(output) if isinstance(tensor, torch.Tensor) and tensor.requires_grad]
+        if not outputs:
+            raise LadingError(f"{type(module).__name__}: nothing that it returns depends on what is trained")
+        outputs[0].float().pow(2).mean().backward()  # type: ignore[no-untyped-call] # torch types it not
+
+    torch.func.functional_call(
+        _Method(module, step), {f"module.{name}": tensor for name, tensor in state.items()}, args, kwargs
+    )
+
+
 class _Method(torch.nn.Module):
     """A method of a module as a module's forward."""
 
@@ -199,6 +249,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
         super().__init__()  # type: ignore[no-untyped-call] # torch types it not
         self.peak = 0
         self._device = device
+        self._learning = False
         self.fixed: set[str] = set()
         self._module = module
         self._owners = {
@@ -210,6 +261,9 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
         for name in self._owners:
             self._names.setdefault(id(state[name]), []).append(name)
         self._weights = {_reference(tensor).cdata for tensor in state.values()}
+        self._state = state
+        self._homes = {_reference(state[name]).cdata: part for name, part in reversed(self._owners.items())}
+        self._part_names = {part: name for name, part in module.named_modules()}
         self._live: dict[int, tuple[Any, int]] = {}
         self._stack: list[_Run] = []
         self._runs: list[_Run] = []
@@ -225,6 +279,19 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
         for tensor in tensors:
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor)
+
+    def expect_gradients(self, trained: frozenset[str]) -> None:
+        """Let parameters have gradients, which count as little as the parameters themselves."""
+
+        def keep(tensor: torch.Tensor) -> None:
+            if tensor.grad is not None:
+                key = _reference(tensor.grad).cdata
+                self._weights.add(key)
+                self._live.pop(key, None)
+
+        for tensor in {id(self._state[name]): self._state[name] for name in trained}.values():
+            tensor.requires_grad_().register_post_accumulate_grad_hook(keep)
+        self._learning = True
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -248,6 +315,8 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         workspace = _workspace_bytes(func, args, output, self._device)
+        if self._learning and not self._stack:
+            self._return_to(args)
         if self._runs and not is_free(func):
             self._runs[-1].operations.append(operation_of(func, args, kwargs or {}, output))
         for tensor in tree_iter(output):
@@ -255,6 +324,13 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
                 self._count(tensor)
         self._measure(workspace)
         return output
+
+    def _return_to(self, args: Any) -> None:
+        """Note the leaf whose weights a backward pass computes with."""
+        for tensor in tree_iter(args):
+            part = self._homes.get(_reference(tensor).cdata) if isinstance(tensor, torch.Tensor) else None
+            if part is not None and self._runs[-1].part is not part:
+                self._runs.append(_Run(part, self._part_names[part]))
 
     def _enter(self, part: torch.nn.Module, name: str) -> None:
         if self._stack:
@@ -336,16 +412,19 @@ def operation_of(func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -
     if func in _CONVOLUTIONS:
         kernel, places = args[1].shape, results[0].shape[2:].numel() * results[0].shape[0]
         return Operation("convolution", dtype, flops, nbytes, (kernel[1], kernel[0], kernel[2:].numel(), places))
-    if flops or packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-        query, key, value = args[:3]
+    name = getattr(packet, "__name__", str(packet))
+    if "attention" in name:
+        backward = "backward" in name  # which is given a gradient before the rest
+        query, key, value = args[1:4] if backward else args[:3]
         sizes = (query.shape[:-2].numel(), query.shape[-2], key.shape[-2], query.shape[-1])
-        return Operation("attention", dtype, flops or _attention_flops(query, key, value), nbytes, sizes)
+        flops = flops or _attention_flops(query, key, value) * (5 if backward else 2) // 2
+        return Operation("attention backward" if backward else "attention", dtype, flops, nbytes, sizes)
     variants = [value for value in (*args, *kwargs.values()) if isinstance(value, str)]
-    return Operation(" ".join((getattr(packet, "__name__", str(packet)), *variants)), dtype, 0, nbytes, (nbytes,))
+    return Operation(" ".join((name, *variants)), dtype, flops, nbytes, (nbytes,))
 
 
 def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
-    """Two products: of queries with keys, and of what that gives with values."""
+    """Two products, of queries with keys and of what that gives with values; torch does not count those of the CPU."""
     return 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
