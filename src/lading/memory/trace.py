@@ -37,6 +37,11 @@ _ON_THE_LEFT = {
 """Products of matrices -> which argument is on the left side."""
 _LOOKUPS = {torch.ops.aten.embedding, torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather}
 """Operators that read as much as they write, of whatever there is."""
+_QUESTIONS = {
+    getattr(torch.Tensor, name).__get__
+    for name in ("dtype", "device", "shape", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "requires_grad")
+} | {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.stride, torch.Tensor.is_floating_point}
+"""What is asked of a tensor without its values: to ask a parameter outside its leaf does not hold it in memory."""
 _FREE = {"device", "_unsafe_view", "_reshape_alias", "empty", "empty_like", "new_empty", "empty_strided", "sym_size"}
 
 
@@ -332,6 +337,8 @@ class _ParameterUse(TorchFunctionMode):
         self._use = use
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _QUESTIONS:
+            return func(*args, **(kwargs or {}))
         for value in tree_iter((args, kwargs or {})):
             if isinstance(value, FakeTensor):
                 self._use(value)
