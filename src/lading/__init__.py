@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         load_lora,
         load_model,
         load_pipeline,
+        plan,
         skip_model_initialization,
     )
     from lading.memory import (
@@ -64,6 +65,7 @@ _HOMES = {
         "load_lora",
         "load_model",
         "load_pipeline",
+        "plan",
         "skip_model_initialization",
     ),
     "lading.memory": (
@@ -111,6 +113,7 @@ __all__ = [
     "manage",
     "manager_of",
     "open_checkpoint",
+    "plan",
     "register_architecture",
     "shipped_model",
     "skip_model_initialization",

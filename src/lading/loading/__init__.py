@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lading.loading.lora import LoadedLora, load_lora
     from lading.loading.model import load_model
     from lading.loading.pipeline import load_pipeline
+    from lading.loading.planning import plan
+    from lading.loading.plans import Plan
     from lading.loading.progress import show_progress
     from lading.loading.record import LoadRecord
 
@@ -27,6 +29,8 @@ __getattr__, __dir__ = lazy_names(
         "lading.loading.lora": ("LoadedLora", "load_lora"),
         "lading.loading.model": ("load_model",),
         "lading.loading.pipeline": ("load_pipeline",),
+        "lading.loading.planning": ("plan",),
+        "lading.loading.plans": ("Plan",),
         "lading.loading.progress": ("show_progress",),
         "lading.loading.record": ("LoadRecord",),
     },
@@ -39,12 +43,14 @@ __all__ = [
     "LoadRecord",
     "Loaded",
     "LoadedLora",
+    "Plan",
     "latent_format",
     "load_component",
     "load_components",
     "load_lora",
     "load_model",
     "load_pipeline",
+    "plan",
     "register_loader",
     "show_progress",
     "skip_model_initialization",

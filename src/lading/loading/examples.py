@@ -16,13 +16,13 @@ SMALLEST = Extent(height=64, width=64, tokens=8)
 """A small call: what it does not fit into, no call fits into."""
 
 
-def example_call(model: torch.nn.Module) -> Examples:
-    """Return a small call of a network, with tensors on the meta device; nothing for classes that the catalog lacks."""
+def example_call(model: torch.nn.Module, extent: Extent = SMALLEST) -> Examples:
+    """Return a call of a network, with tensors on the meta device; nothing for classes that the catalog lacks."""
     known = architecture_of(type(model))
     if known is None or known[1].example_inputs is None:
         return {}
     dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
-    inputs = known[1].example_inputs(_config(model, known[1]), SMALLEST)
+    inputs = known[1].example_inputs(_config(model, known[1]), extent)
     return {"forward": ((), {argument: _tensors(value, dtype) for argument, value in inputs.items()})}
 
 
