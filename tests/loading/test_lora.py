@@ -207,7 +207,7 @@ def test_alphas_by_expression_are_refused_and_not_guessed(tmp_path: Path) -> Non
 @pytest.mark.parametrize("kohya", [False, True])
 def test_dora_is_loaded_onto_resident_weights_and_refused_on_streamed_ones(tmp_path: Path, kohya: bool) -> None:
     trained = tiny_flux()
-    config = LoraConfig(r=4, use_dora=True, target_modules=["to_q"], init_lora_weights=False)
+    config = LoraConfig(r=4, lora_alpha=4, use_dora=True, target_modules=["to_q"], init_lora_weights=False)
     trained.add_adapter(config, "made")
     for name, parameter in trained.named_parameters():
         if "magnitude" in name:

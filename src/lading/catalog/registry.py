@@ -6,6 +6,7 @@ import importlib
 import threading
 from collections.abc import Callable
 from functools import cache
+from itertools import accumulate
 from typing import TypeVar
 
 from lading.catalog.architecture import Architecture, Component, Config, Family, Repository
@@ -91,9 +92,10 @@ def registered_class(model_class: str) -> type | None:
 def architecture_of(network: type) -> tuple[str, Architecture] | None:
     """Return the family and the architecture of a class; None for a class that the catalog lacks.
 
-    A library's class goes by the library's name, as in "diffusers.FluxTransformer2DModel".
+    A class may go by the name of any package that holds it, as in "diffusers.FluxTransformer2DModel".
     """
-    names = {f"{path}.{network.__qualname__}" for path in (network.__module__, network.__module__.partition(".")[0])}
+    packages = accumulate(network.__module__.split("."), "{}.{}".format)
+    names = {f"{package}.{network.__qualname__}" for package in packages}
     names.update(name for name, registered in _classes.items() if registered is network)
     for name, family in _registered.items():
         for architecture in family.architectures:
