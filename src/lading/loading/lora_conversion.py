@@ -1,9 +1,9 @@
 """LoRA files of any dialect to pairs of matrices by the network's own names.
 
-Where the catalog knows the names, its key maps say where each module goes, at any depth and width. All other dialects
-are left to diffusers' converters, which know many, and silently drop what they do not know: blocks beyond the published
-depth, scales of some layers, biases, whole modules. So every tensor that they return is followed back to the file, and
-one that is lost is a fault.
+diffusers' converters know many dialects, and silently drop what they do not know: blocks beyond the published depth,
+scales of some layers, biases, whole modules. So every tensor that they return is followed back to the file, and one that
+is lost is a fault. Where the catalog knows the names, its key maps say where each module goes, at any depth and width;
+what diffusers makes of it has to mean the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ Settings = Mapping[str, LoraSettings]
 
 _PAIR = frozenset(("down", "up"))
 _PARTS = frozenset((*_PAIR, "alpha", "up_bias", "magnitude"))
+_NO_PAIR = "no pair of matrices"
 _DENOISERS = ("transformer", "unet")
+_ROUNDING = 1 / 20
+"""More than numbers of bfloat16 lose when scales are multiplied into them; less than a lost scale or swapped rows."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ class Pair:
         """Of the weight that it is added to, without last axes of size one."""
         return trimmed((self.up.shape[0], *self.down.shape[1:]))
 
+    def of_a_probe(self) -> torch.Tensor:
+        """Return what it adds to what the layer makes of one random vector, to compare pairs by."""
+        down, up = self.down.flatten(1).float(), self.up.flatten(1).float()
+        probe = torch.randn(down.shape[1], generator=torch.Generator().manual_seed(0))
+        return (1 if self.alpha is None else self.alpha / self.rank) * (up @ (down @ probe))
+
     def faults(self, reason: str, layer: str = "") -> list[Fault]:
         """Return a fault for each of its sources."""
         return [Fault(name, reason, layer) for name in self.sources]
@@ -111,11 +120,13 @@ def convert(target: LoraTarget, content: LoraContent, read: Callable[[], Tensors
         settings: by component; "" for those that are not named.
     """
     tensors = read()
-    found = _without_zeros(by_names(target, content, tensors, settings), content, tensors)
-    if not found.faults or target.loader is None:
-        return found
-    other = _without_zeros(by_diffusers(target, content, read(), settings), content, tensors)
-    return other if len(other.faults) < len(found.faults) else found
+    named = _without_zeros(by_names(target, content, tensors, settings), content, tensors)
+    if target.loader is None:
+        return named
+    theirs = _without_zeros(by_diffusers(target, content, read(), settings), content, tensors)
+    if not named.faults:
+        return theirs if not theirs.faults and _mean_the_same(named, theirs) else named
+    return theirs if len(theirs.faults) < len(named.faults) else named
 
 
 def by_names(target: LoraTarget, content: LoraContent, tensors: Tensors, settings: Settings) -> Conversion:
@@ -125,7 +136,7 @@ def by_names(target: LoraTarget, content: LoraContent, tensors: Tensors, setting
     alphas = _alphas(content, tensors)
     for (component, module), held in content.modules.items():
         if not _PAIR <= held.names.keys() <= _PARTS:
-            found.faults += [Fault(name, "no pair of matrices") for name in held.names.values()]
+            found.faults += [Fault(name, _NO_PAIR) for name in held.names.values()]
             continue
         parts = {part: tensors[name] for part, name in held.names.items()}
         pair = _pair(parts, alphas.get(held.names["down"]), tuple(held.names.values()))
@@ -159,6 +170,10 @@ def by_diffusers(target: LoraTarget, content: LoraContent, tensors: Tensors, set
             module = key.module if key.component else key.module.removeprefix(f"{head}.")
             loose.setdefault(component, {}).setdefault(module, {})[key.part] = tensor
     for component, modules in loose.items():
+        broken = [parts for parts in modules.values() if not parts.keys() >= _PAIR]
+        found.faults += [
+            Fault(name, _NO_PAIR) for name in _sources(*(tensor for one in broken for tensor in one.values()))
+        ]
         pairs = {(name, False): _traced_pair(parts, alphas) for name, parts in modules.items() if parts.keys() >= _PAIR}
         _place(target, component, pairs, settings, found)
     used = read.union(*(tensor.sources for tensor in converted.values()))
@@ -168,6 +183,29 @@ def by_diffusers(target: LoraTarget, content: LoraContent, tensors: Tensors, set
     return found
 
 
+def _mean_the_same(one: Conversion, other: Conversion) -> bool:
+    """Whether two conversions add the same to the same layers, but for rounding."""
+    if one.whole or other.whole or one.unused != other.unused or one.pairs.keys() != other.pairs.keys():
+        return False
+    return all(
+        pairs.keys() == other.pairs[component].keys()
+        and all(_adds_the_same(pair, other.pairs[component][layer]) for layer, pair in pairs.items())
+        for component, pairs in one.pairs.items()
+    )
+
+
+def _adds_the_same(one: Pair, other: Pair) -> bool:
+    extras = ((one.up_bias, other.up_bias), (one.magnitude, other.magnitude))
+    if any(
+        (a is None) != (b is None) or (a is not None and b is not None and not torch.equal(a, b)) for a, b in extras
+    ):
+        return False
+    if one.weight_shape != other.weight_shape:
+        return False
+    mine, theirs = one.of_a_probe(), other.of_a_probe()
+    return bool((mine - theirs).norm() <= _ROUNDING * mine.norm())
+
+
 def _replace(target: LoraTarget, component: str, parameter: str, tensor: TracedTensor, found: Conversion) -> None:
     """Note what replaces a parameter of a network."""
     network = target.networks.get(component)
@@ -175,7 +213,11 @@ def _replace(target: LoraTarget, component: str, parameter: str, tensor: TracedT
         found.whole.setdefault(component, {})[parameter] = tensor.plain()
     else:
         reason = f"{target.label} has no such parameter {parameter}"
-        found.faults += [Fault(name, reason) for name in sorted(tensor.sources)]
+        found.faults += [Fault(name, reason) for name in _sources(tensor)]
+
+
+def _sources(*tensors: TracedTensor) -> tuple[str, ...]:
+    return tuple(sorted({source for tensor in tensors for source in tensor.sources}))
 
 
 def _pair(parts: Tensors, alpha: float | None, sources: tuple[str, ...]) -> Pair:
@@ -183,7 +225,7 @@ def _pair(parts: Tensors, alpha: float | None, sources: tuple[str, ...]) -> Pair
 
 
 def _traced_pair(parts: Mapping[str, TracedTensor], alphas: Mapping[str, float]) -> Pair:
-    sources = tuple(sorted({source for tensor in parts.values() for source in tensor.sources}))
+    sources = _sources(*parts.values())
     stated = [float(parts["alpha"])] if "alpha" in parts else [alphas[one] for one in sources if one in alphas]
     return _pair({part: tensor.plain() for part, tensor in parts.items()}, stated[0] if stated else None, sources)
 
