@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from lading.checkpoint.dtypes import named_dtype
 from lading.checkpoint.files import find_in_folder
 from lading.errors import ComponentError
+from lading.lazy import import_put_off
 from lading.loading.configs import read_config
 from lading.loading.model import load_labelled
 from lading.loading.network import construction, is_diffusers_model, is_transformers_model
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     import torch
 
     from lading.memory.limits import Limits
+
+
+RARELY_USED = "scipy.stats"
+"""The schedulers of diffusers import it, for one of their options: a tenth of the time to a small picture."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,8 @@ def find_pipeline_class(name: object, source: object) -> Any:
     """
     import diffusers
 
-    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    with import_put_off(RARELY_USED):
+        found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise ComponentError(
             f"{source}: names the pipeline {name!r}, which diffusers {diffusers.__version__} does not have: upgrade "
