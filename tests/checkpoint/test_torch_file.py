@@ -184,7 +184,10 @@ BOMBS: dict[str, tuple[bytes, str]] = {
     "a bytearray that is only claimed": (b"\x96" + (2**40).to_bytes(8, "little"), "bytearray"),
     "operations without end": (b"]" * 20_001, "more than 20000 operations"),
     "a memo without end": (b"N" + b"\x94" * 20_001, "more than 20000 operations"),
-    "copies of one list": (b"](" + b"N" * 9_000 + b"eq\0" + (ORDERED + b"h\0\x85R") * 9, "more than 20000 operations"),
+    "copies of one list": (
+        b"](" + b"NN\x86" * 2_000 + b"eq\0" + (ORDERED + b"h\0\x85R") * 9,
+        "more than 20000 operations",
+    ),
     "a call with many arguments": (ORDERED + b"(" + b"N" * 65 + b"tR", "up to 64 arguments"),
     "a reference of many parts": (b"(" + b"N" * 65 + b"tQ", "up to 64 arguments"),
     "a storage of no name": (storage_pickle(key=shared_tuple()), "unknown object"),
