@@ -110,6 +110,7 @@ __all__ = [
     "manage",
     "manager_of",
     "open_checkpoint",
+    "plan",
     "register_architecture",
     "shipped_model",
     "skip_model_initialization",
