@@ -187,9 +187,3 @@ def run_wan(network: Any) -> torch.Tensor:
             timestep=torch.tensor([5.0]),
         ).sample
     return output
-
-
-def run_unet(network: Any) -> torch.Tensor:
-    with torch.no_grad():
-        output: torch.Tensor = network(noise(2, 1, 4, 8, 8), 5, noise(3, 1, 7, 24)).sample
-    return output

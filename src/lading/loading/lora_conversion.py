@@ -1,9 +1,9 @@
 """LoRA files of any dialect to pairs of matrices by the network's own names.
 
 diffusers' converters know many dialects, and silently drop what they do not know: blocks beyond the published depth,
-scales of some layers, biases, whole modules. So every tensor that they return is followed back to the file, and one that
-is lost is a fault. Where the catalog knows the names, its key maps say where each module goes, at any depth and width;
-what diffusers makes of it has to mean the same.
+scales of some layers, biases, whole modules. So every tensor that they return is followed back to the file, and one
+that is lost is a fault. Where the catalog knows the names, its key maps say where each module goes, at any depth and
+width; what diffusers makes of it has to mean the same.
 """
 
 from __future__ import annotations
