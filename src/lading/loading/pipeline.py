@@ -62,7 +62,7 @@ def load_pipeline(
     from lading.loading.network import construction
     from lading.memory.adoption import expect_turns
 
-    pipeline_class = _pipeline_class(index.get("_class_name"), folder)
+    found = pipeline_class(index.get("_class_name"), folder)
     if device == "auto":
         device = default_device()
     components = load_components(
@@ -74,7 +74,7 @@ def load_pipeline(
         host_memory_limit=host_memory_limit,
     )
     with construction():
-        pipeline = pipeline_class.from_pretrained(str(folder), **components)
+        pipeline = found.from_pretrained(str(folder), **components)
     pipeline.lading_components = components
     if memory_limit is not None or host_memory_limit is not None:
         expect_turns(pipeline)
@@ -89,7 +89,12 @@ def default_device() -> str:
     return "cpu" if accelerator is None else accelerator.type
 
 
-def _pipeline_class(name: object, folder: os.PathLike[str]) -> Any:
+def pipeline_class(name: object, folder: os.PathLike[str]) -> Any:
+    """Return the class of diffusers that a `model_index.json` names.
+
+    Raises:
+        ComponentError: diffusers has none of this name.
+    """
     import diffusers
 
     found = getattr(diffusers, name, None) if isinstance(name, str) else None

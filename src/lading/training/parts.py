@@ -1,0 +1,120 @@
+"""Which of a pipeline's parts is trained and which prepare for it, told from configs: nothing is loaded."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lading.catalog import known_families
+from lading.catalog.architecture import Architecture
+from lading.errors import ComponentError
+from lading.hub import model_folder
+from lading.latents import LatentFormat
+from lading.loading.configs import read_config, read_model_index
+from lading.loading.latents import latent_format
+from lading.loading.loaders import ComponentSpec, resolve_class
+from lading.loading.pipeline import pipeline_class
+
+_AUTOENCODERS = ("vae", "video_vae")
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+_GIVEN_BESIDE = ("image", "video", "control_image", "control_video", "mask_image", "conditions", "reference_image")
+"""Arguments of pipelines that start from more than words."""
+
+
+@dataclass(frozen=True)
+class PipelineParts:
+    """A text-to-picture or text-to-film pipeline, taken apart for training.
+
+    Attributes:
+        folder: in the diffusers layout.
+        pipeline_class: of diffusers.
+        denoiser: what LoRA and full fine-tuning train.
+        architecture: what the catalog knows of the denoiser.
+        autoencoder: makes latents of pictures.
+        encoders: what makes conditions of captions: text encoders, tokenizers and processors, by name.
+        latents: from pixels to the denoiser's latent.
+    """
+
+    folder: Path
+    pipeline_class: Any
+    denoiser: ComponentSpec
+    architecture: Architecture
+    autoencoder: ComponentSpec
+    encoders: tuple[str, ...]
+    latents: LatentFormat
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Components that training does without."""
+        return tuple(name for name in read_model_index(self.folder) if name in _UNUSED)
+
+
+def examine(
+    model: str | os.PathLike[str], revision: str | None = None, variant: str | None = None, token: str | None = None
+) -> PipelineParts:
+    """Take a pipeline apart, or refuse it by name before anything is loaded.
+
+    Args:
+        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
+
+    Raises:
+        ComponentError: the pipeline cannot be trained here; the message says why.
+    """
+    folder = model_folder(model, None, revision, variant, None, token)
+    index = read_model_index(folder)
+    name = str(read_config(folder / "model_index.json").get("_class_name"))
+    specs = {part: ComponentSpec(part, *entry, folder / part) for part, entry in index.items()}
+    latents = latent_format(folder)
+    denoisers = {part: known for part, spec in specs.items() if (known := _denoiser(spec)) is not None}
+    if len(denoisers) > 1:
+        raise _refusal(folder, name, f"it has the denoisers {', '.join(denoisers)}, which share the timesteps")
+    if latents.audio is not None:
+        raise _refusal(folder, name, "it makes films with their sound")
+    ((denoiser, architecture),) = denoisers.items()
+    autoencoder = next((part for part in _AUTOENCODERS if part in specs), None)
+    if autoencoder is None:
+        raise _refusal(folder, name, f"it has no autoencoder ({' or '.join(_AUTOENCODERS)})")
+    found = pipeline_class(name, folder)
+    _require_words_alone(folder, name, found)
+    taken = read_config(specs[denoiser].folder / "config.json").get("in_channels")
+    features = latents.channels * (latents.layout.patch.get("height", 1) ** 2 if latents.layout.packed else 1)
+    if isinstance(taken, int) and taken != features:
+        raise _refusal(folder, name, f"its denoiser takes {taken} channels, of which {features} are the latent's")
+    encoders = tuple(part for part in specs if part not in (denoiser, autoencoder, "scheduler", *_UNUSED))
+    for part in (denoiser, autoencoder, *encoders):
+        resolve_class(specs[part])
+    return PipelineParts(folder, found, specs[denoiser], architecture, specs[autoencoder], encoders, latents)
+
+
+def _denoiser(spec: ComponentSpec) -> Architecture | None:
+    """What the catalog knows of a component that makes latents."""
+    return next(
+        (
+            architecture
+            for family in known_families()
+            for architecture in family.architectures
+            if architecture.model_class == spec.qualified_class and architecture.latent is not None
+        ),
+        None,
+    )
+
+
+def _require_words_alone(folder: Path, name: str, found: Any) -> None:
+    """Refuse pipelines that start from a picture, or that cannot be given a latent."""
+    takes = inspect.signature(found.__call__).parameters
+    beside = [argument for argument in _GIVEN_BESIDE if argument in takes]
+    if beside:
+        raise _refusal(folder, name, f"it starts from more than words ({', '.join(beside)})")
+    lacks = [argument for argument in ("prompt", "latents", "num_inference_steps") if argument not in takes]
+    if lacks:
+        raise _refusal(folder, name, f"it cannot be given {', '.join(lacks)}")
+
+
+def _refusal(folder: Path, name: str, reason: str) -> ComponentError:
+    return ComponentError(
+        f"{folder}: {name} cannot be trained here: {reason}: use a text-to-image or text-to-video pipeline with one "
+        "denoiser"
+    )

@@ -1,0 +1,383 @@
+"""A pipeline that is run for what it says, not for what it draws.
+
+Its denoiser and its autoencoder are stand-ins that compute nothing. The one notes how the pipeline calls its denoiser
+for a caption, the other what reaches the decoder; so that training gives a denoiser exactly what drawing gives it,
+whichever family it is of, and no family has a script of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from lading.checkpoint import DiskMap
+from lading.checkpoint.files import find_in_folder
+from lading.errors import ComponentError
+from lading.latents import AXES, LatentFormat, fold, unpack
+from lading.loading.configs import read_config
+from lading.loading.loaders import ComponentSpec, resolve_class
+from lading.loading.network import build_empty, construction
+from lading.training.conditions import Conditions, Path, batch_paths
+from lading.training.parts import PipelineParts
+
+TIMESTEP_RULES: dict[str, Callable[[Any, float], Any]] = {
+    "number": lambda timestep, _last: timestep,
+    "share": lambda timestep, last: timestep / last,
+    "reversed share": lambda timestep, last: 1 - timestep / last,
+}
+"""What pipelines make of the scheduler's timestep before the denoiser sees it. `last` is the number of timesteps."""
+
+_TIMESTEP_NAMES = ("timestep", "t", "timesteps")
+"""What denoisers call it."""
+
+_ASKED_TIMESTEPS = (512.0, 256.0)
+"""Powers of two, which every dtype holds exactly."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The size of an example, in pixels.
+
+    Attributes:
+        num_frames: of a film; None for pictures.
+        original: height and width of the picture before it was made to fit; some denoisers are told.
+        crop: how many of its pixels, after resizing, were cut off at the top and at the left; likewise.
+    """
+
+    height: int
+    width: int
+    num_frames: int | None = None
+    original: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class DenoiserRules:
+    """How a pipeline calls its denoiser, and how its latents lie to those of its autoencoder.
+
+    Attributes:
+        latents: the argument that takes the noisy latent.
+        timestep: the argument that takes the timestep.
+        timestep_rule: of `TIMESTEP_RULES`.
+        negated: whether the pipeline turns the sign of what the denoiser predicts.
+        listed: whether latents are given as a list, one to each example, each with an axis of one frame.
+        batched: where conditions have their batch.
+        scale: of the autoencoder's latent, channel by channel: its latent is `scale * denoiser's + shift`.
+        shift: likewise.
+    """
+
+    latents: str
+    timestep: str
+    timestep_rule: str
+    negated: bool
+    listed: bool
+    batched: frozenset[Path]
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The rules for JSON."""
+        return {**asdict(self), "batched": sorted(map(list, self.batched))}
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> DenoiserRules:
+        """The inverse of `to_json`."""
+        batched = frozenset(tuple(path) for path in content["batched"])
+        pair = {name: tuple(content[name]) for name in ("scale", "shift")}
+        return DenoiserRules(**{**content, **pair, "batched": batched})
+
+
+class _Enough(Exception):
+    """Ends a rehearsal when it has said what was asked."""
+
+
+OnCall: TypeAlias = "Callable[[dict[str, Any]], Any]"
+"""Given the arguments of a call of the denoiser, returns what it predicts."""
+
+
+class Rehearsal:
+    """A pipeline whose denoiser and autoencoder are stand-ins.
+
+    Args:
+        components: the loaded encoders and the scheduler, by name.
+        dtype: what the denoiser will compute in; pipelines cast what they give it.
+        guidance_scale: for denoisers that are told it.
+    """
+
+    def __init__(
+        self,
+        parts: PipelineParts,
+        components: Mapping[str, Any],
+        dtype: torch.dtype,
+        device: torch.device,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        self._parts = parts
+        self._guidance = guidance_scale
+        self._denoiser = _stand_in(parts.denoiser, dtype, device)
+        self._autoencoder = _stand_in(parts.autoencoder, torch.float32, device)
+        _read_buffers(self._autoencoder, parts.autoencoder)
+        with construction():
+            self.pipeline = parts.pipeline_class.from_pretrained(
+                str(parts.folder),
+                **{
+                    **components,
+                    parts.denoiser.name: self._denoiser,
+                    parts.autoencoder.name: self._autoencoder,
+                    **dict.fromkeys(parts.unused),
+                },
+            )
+        self.pipeline.set_progress_bar_config(disable=True)
+        self._scheduler = self.pipeline.scheduler
+        self._takes = inspect.signature(parts.pipeline_class.__call__).parameters
+        forward = inspect.signature(resolve_class(parts.denoiser).forward)  # type: ignore[attr-defined] # a network
+        self._names = [name for name in forward.parameters if name != "self"]
+        self._latents = self._names[0]
+        timestep = next((name for name in _TIMESTEP_NAMES if name in self._names), None)
+        if timestep is None:
+            raise self._refusal(f"its denoiser takes {', '.join(self._names)}, and none is the timestep")
+        self._timestep = timestep
+
+    def conditions(self, caption: str, extent: Extent, differentiable: bool = False) -> Conditions:
+        """Return what the pipeline gives its denoiser for a caption, beside the latent and the timestep.
+
+        Args:
+            differentiable: whether gradients reach the text encoders.
+        """
+        arguments = self._first_call([caption], extent, differentiable)
+        timestep = arguments.pop(self._timestep)
+        del arguments[self._latents]
+        shape = tuple(timestep.shape[1:]) if isinstance(timestep, torch.Tensor) else ()
+        return Conditions(arguments, shape)
+
+    def rules(self) -> DenoiserRules:
+        """Find out how the pipeline calls its denoiser.
+
+        Raises:
+            ComponentError: it does so in a way that training has no rule for.
+        """
+        latents = self._parts.latents
+        frames = None if latents.frames is None else latents.frames.first + latents.frames.period
+        extent = Extent(2 * latents.multiple, 4 * latents.multiple, frames)
+        with _remembered(self.pipeline, "encode_prompt"):
+            one, two = (self._first_call([""] * batch, extent) for batch in (1, 2))
+            given = one[self._latents]
+            if len(given) != 1:
+                raise self._refusal(f"its denoiser is called with a batch of {len(given)} for one caption")
+            rule, negated = self._loop(extent)
+            batched = batch_paths(*({**call, self._latents: None, self._timestep: None} for call in (one, two)))
+            scale, shift = self._decoding(extent)
+        listed = isinstance(given, list)
+        return DenoiserRules(self._latents, self._timestep, rule, negated, listed, batched, scale, shift)
+
+    def _first_call(self, prompts: Sequence[str], extent: Extent, differentiable: bool = False) -> dict[str, Any]:
+        calls: list[dict[str, Any]] = []
+
+        def note(arguments: dict[str, Any]) -> Any:
+            calls.append(arguments)
+            raise _Enough
+
+        self._run(prompts, extent, note, differentiable=differentiable)
+        return calls[0]
+
+    def _loop(self, extent: Extent) -> tuple[str, bool]:
+        """Tell how the timestep is given, and whether the prediction's sign is turned, from two steps."""
+        seen: list[Any] = []
+        outputs: list[torch.Tensor] = []
+
+        def note(arguments: dict[str, Any]) -> Any:
+            seen.append(arguments[self._timestep])
+            if len(seen) == 2:
+                raise _Enough
+            given = arguments[self._latents]
+            if isinstance(given, list):
+                return [torch.full_like(latent, 0.5) for latent in given]
+            return torch.full_like(given, 0.5)
+
+        self._run([""], extent, note, on_step=outputs.append)
+        last = float(self._scheduler.config.num_train_timesteps)
+        values = [float(torch.as_tensor(value).flatten()[0]) for value in seen]
+        for rule, compute in TIMESTEP_RULES.items():
+            expected = [compute(asked, last) for asked in _ASKED_TIMESTEPS]
+            if all(abs(a - b) <= 0.01 * abs(b) for a, b in zip(values, expected, strict=True)):
+                break
+        else:
+            raise self._refusal(f"it gives its denoiser {values} at the timesteps {list(_ASKED_TIMESTEPS)}")
+        (output,) = outputs
+        for negated, value in ((False, 0.5), (True, -0.5)):
+            if torch.equal(output, torch.full_like(output, value)):
+                return rule, negated
+        raise self._refusal("it changes what its denoiser predicts before the scheduler takes it")
+
+    def _decoding(self, extent: Extent) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Tell how the autoencoder's latent follows from the denoiser's, from three latents that are decoded."""
+        latents = self._parts.latents
+        shape = latents.shape(1, extent.height, extent.width, extent.num_frames)
+        probe = torch.randn(shape.held, generator=torch.Generator().manual_seed(0))
+        zero, one, other = (
+            self._decoded(extent, latent) for latent in (torch.zeros(shape.held), torch.ones(shape.held), probe)
+        )
+        axis = shape.axes.index("channels")
+        shift, scale = (latent.movedim(axis, 0).flatten(1)[:, 0] for latent in (zero, one - zero))
+        whole = unpack(probe, shape) if shape.layout.packed else probe
+        expected = whole * along_channels(scale, latents) + along_channels(shift, latents)
+        if other.shape != expected.shape or not torch.allclose(other, expected, rtol=1e-4, atol=1e-4):
+            raise self._refusal("what it decodes is not its latent, scaled and shifted channel by channel")
+        return tuple(scale.tolist()), tuple(shift.tolist())
+
+    def _decoded(self, extent: Extent, final: torch.Tensor) -> torch.Tensor:
+        """Return what reaches the decoder when the last step ends in a latent, by the axes of the denoiser's latent."""
+        decoded: list[torch.Tensor] = []
+
+        def decode(latent: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+            decoded.append(latent)
+            raise _Enough
+
+        device = self._denoiser.device
+        self._run([""], extent, lambda given: given[self._latents], lambda _output: final.to(device), decode)
+        return by_axes_of(self._parts.latents, decoded[0].float().cpu())
+
+    def _run(
+        self,
+        prompts: Sequence[str],
+        extent: Extent,
+        on_call: OnCall,
+        on_step: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
+        on_decode: Callable[..., Any] | None = None,
+        differentiable: bool = False,
+    ) -> None:
+        """Call the pipeline until a stand-in has had enough.
+
+        Args:
+            on_call: what the denoiser returns.
+            on_step: given what the scheduler gets of the denoiser; returns the next latent, or None for the same.
+            on_decode: the decoder.
+        """
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = dict(zip(self._names, args, strict=False)) | kwargs
+            given.pop("return_dict", None)
+            return Transformer2DModelOutput(sample=on_call(given))
+
+        shape = self._parts.latents.shape(len(prompts), extent.height, extent.width, extent.num_frames)
+        arguments = self._arguments(prompts, extent, torch.zeros(shape.held))
+        call = type(self.pipeline).__call__
+        if differentiable:
+            call = inspect.unwrap(call)  # from under torch.no_grad
+        self._denoiser.forward = forward
+        self._autoencoder.decode = on_decode
+        try:
+            with _asked_scheduler(self.pipeline, on_step):
+                call(self.pipeline, **arguments)
+        except _Enough:
+            return
+        except (ValueError, TypeError, AttributeError, RuntimeError, KeyError, NotImplementedError) as error:
+            raise self._refusal(f"it cannot be run for its conditions ({error})") from error
+        raise self._refusal("it did not call its denoiser")
+
+    def _arguments(self, prompts: Sequence[str], extent: Extent, latents: torch.Tensor) -> dict[str, Any]:
+        """The arguments of the pipeline's call, as far as it takes them: without guidance by a negative prompt."""
+        embedded = self._parts.latents.guidance == "embedded"
+        offered = {
+            "prompt": list(prompts),
+            "height": extent.height,
+            "width": extent.width,
+            "num_frames": extent.num_frames,
+            "num_inference_steps": len(_ASKED_TIMESTEPS),
+            "true_cfg_scale": 1.0,
+            "latents": latents.to(self._denoiser.device),
+            "original_size": extent.original or (extent.height, extent.width),
+            "crops_coords_top_left": extent.crop,
+            "target_size": (extent.height, extent.width),
+            "output_type": "pil",
+        }
+        if embedded or (scale := self._takes.get("guidance_scale")) is not None and scale.default is not None:
+            offered["guidance_scale"] = self._guidance if embedded else 1.0
+        return {name: value for name, value in offered.items() if name in self._takes and value is not None}
+
+    def _refusal(self, reason: str) -> ComponentError:
+        return ComponentError(f"{self._parts.folder}: {type(self.pipeline).__name__} cannot be trained here: {reason}")
+
+
+def by_axes_of(latents: LatentFormat, latent: torch.Tensor) -> torch.Tensor:
+    """Order the axes of an autoencoder's latent, and fold it, as the denoiser's latent is; no number is changed."""
+    if latents.folded > 1:
+        latent = fold(latent, latents.folded)
+    axes = [axis for axis in AXES[:5] if axis in latents.axes]
+    return latent.permute([axes.index(axis) for axis in latents.axes])
+
+
+def along_channels(numbers: torch.Tensor, latents: LatentFormat) -> torch.Tensor:
+    """Lay a number for each channel along that axis of a latent with a batch."""
+    return numbers.reshape([-1 if axis == "channels" else 1 for axis in latents.axes])
+
+
+def _stand_in(spec: ComponentSpec, dtype: torch.dtype, device: torch.device) -> Any:
+    """A component without weights that says it is of a dtype and on a device."""
+    model_class: Any = resolve_class(spec)
+    model = build_empty(model_class, read_config(spec.folder / "config.json"), dtype)
+    answers = {"dtype": property(lambda _self: dtype), "device": property(lambda _self: device)}
+    model.__class__ = type(model_class.__name__, (model_class,), answers)
+    return model
+
+
+def _read_buffers(model: torch.nn.Module, spec: ComponentSpec) -> None:
+    """Give a stand-in the statistics that some autoencoders keep in their weights and pipelines read there."""
+    names = [name for name, _ in model.named_buffers()]
+    if not names:
+        return
+    stored = DiskMap(list(find_in_folder(spec.folder, "diffusion_pytorch_model", None).files))
+    for name in names:
+        if name in stored:
+            path, _, buffer = name.rpartition(".")
+            setattr(model.get_submodule(path), buffer, stored[name])
+
+
+@contextmanager
+def _asked_scheduler(pipeline: Any, on_step: Callable[[torch.Tensor], torch.Tensor | None] | None) -> Iterator[None]:
+    """Give a pipeline a scheduler with two timesteps that notes what it is given."""
+    before = pipeline.scheduler
+    scheduler = type(before).from_config(before.config)
+    set_timesteps = scheduler.set_timesteps
+
+    def asked(*args: Any, **kwargs: Any) -> None:
+        set_timesteps(*args, **kwargs)
+        scheduler.timesteps = torch.tensor(_ASKED_TIMESTEPS).to(scheduler.timesteps)
+
+    asked.__signature__ = inspect.signature(set_timesteps)  # type: ignore[attr-defined] # pipelines look what it takes
+
+    def step(output: torch.Tensor, _timestep: Any, sample: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        following = on_step(output) if on_step is not None else None
+        return (sample if not isinstance(following, torch.Tensor) else following,)
+
+    scheduler.set_timesteps, scheduler.step = asked, step
+    pipeline.scheduler = scheduler
+    try:
+        yield
+    finally:
+        pipeline.scheduler = before
+
+
+@contextmanager
+def _remembered(pipeline: Any, method: str) -> Iterator[None]:
+    """Let a method compute once for the same prompts, however often it is called."""
+    compute = getattr(pipeline, method)
+    known: dict[str, Any] = {}
+
+    def recall(*args: Any, **kwargs: Any) -> Any:
+        key = repr((args, sorted(kwargs.items())))
+        if key not in known:
+            known[key] = compute(*args, **kwargs)
+        return known[key]
+
+    setattr(pipeline, method, recall)
+    try:
+        yield
+    finally:
+        delattr(pipeline, method)
