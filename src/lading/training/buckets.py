@@ -48,10 +48,14 @@ def make_buckets(resolution: int, multiple: int, max_aspect: float = 2.0) -> tup
         if width and max(height / width, width / height) <= max_aspect:
             found |= {Bucket(height, width), Bucket(width, height)}
     # Of one height the widest: a narrower one wastes area.
-    widest = {height: max(each.width for each in found if each.height == height) for height in {b.height for b in found}}
+    widest = {
+        height: max(each.width for each in found if each.height == height) for height in {b.height for b in found}
+    }
     kept = {each for each in found if each.width == widest[each.height]}
     tallest = {width: max(each.height for each in kept if each.width == width) for width in {b.width for b in kept}}
-    return tuple(sorted((each for each in kept if each.height == tallest[each.width]), key=lambda b: (-b.height, b.width)))
+    return tuple(
+        sorted((each for each in kept if each.height == tallest[each.width]), key=lambda b: (-b.height, b.width))
+    )
 
 
 def nearest_bucket(height: int, width: int, buckets: tuple[Bucket, ...]) -> Bucket:

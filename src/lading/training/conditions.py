@@ -1,4 +1,4 @@
-"""What a denoiser is given beside a noisy latent: trees of tensors and plain values, kept in files and put in batches."""
+"""What a denoiser is given beside a noisy latent: trees of tensors and plain values, kept in files, put in batches."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def batch_paths(one: Tree, two: Tree, path: Path = ()) -> frozenset[Path]:
     if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
         if (len(one), len(two)) == (1, 2):
             return frozenset({path})
-        return frozenset().union(*(batch_paths(a, b, (*path, n)) for n, (a, b) in enumerate(zip(one, two, strict=False))))
+        return frozenset().union(
+            *(batch_paths(a, b, (*path, n)) for n, (a, b) in enumerate(zip(one, two, strict=False)))
+        )
     if isinstance(one, dict) and isinstance(two, dict):
         return frozenset().union(*(batch_paths(one[key], two[key], (*path, key)) for key in one if key in two))
     return frozenset()
@@ -92,8 +94,9 @@ def _lengthened(arguments: dict[str, Tree], mask: str, length: int) -> dict[str,
 
 def signature(conditions: Conditions) -> str:
     """Return what has to be equal for conditions to be in one batch: the tree, and the shapes in it."""
-    tensors, outline = conditions.to_tensors()
-    return f"{outline} {[tuple(tensor.shape) for tensor in tensors.values()]}"
+    tensors: list[torch.Tensor] = []
+    outline = _outline(conditions.arguments, tensors)
+    return f"{outline} {conditions.timestep_shape} {[tuple(tensor.shape) for tensor in tensors]}"
 
 
 def collate(conditions: Sequence[Conditions], batched: frozenset[Path]) -> Conditions:

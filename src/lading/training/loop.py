@@ -1,4 +1,6 @@
-"""The steps of a run: forward, loss, backward, optimizer. What is trained, where it lies and how many share it are given.
+"""The steps of a run: forward, loss, backward, optimizer.
+
+What is trained, where its weights lie and how many processes share a step is given.
 """
 
 from __future__ import annotations
@@ -117,16 +119,14 @@ def train(run: Run, state: State, checkpoints: Checkpoints) -> None:
         seconds = time.perf_counter() - start
         run.watcher.step(Progress(state.step, settings.steps, loss, rate, norm, seconds, examples))
         done = state.step == settings.steps
-        if world.leads and (done or state.step % settings.checkpoint_every == 0):
+        if world.leads and (done or _is_due(state.step, settings.checkpoint_every)):
             checkpoints.save(state)
-        if run.validate is not None and (done or settings.validate_every and state.step % settings.validate_every == 0):
+        if run.validate is not None and (done or _is_due(state.step, settings.validate_every)):
             run.validate(state.step)
         world.wait()
 
 
-def _step(
-    run: Run, state: State, batches: Sequence[tuple[int, tuple[int, ...]]]
-) -> tuple[str | None, float, float]:
+def _step(run: Run, state: State, batches: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[str | None, float, float]:
     """Make one step of the optimizer.
 
     Returns:
@@ -217,11 +217,16 @@ def _require_gradients(run: Run, state: State) -> None:
         )
     silent = [name for name, parameter in state.parameters.items() if parameter.grad is None]
     if silent:
-        run.watcher.tell(f"{len(silent)} of {len(state.parameters)} trainable parameters have no part in the loss, such as {silent[0]}")
+        count = f"{len(silent)} of {len(state.parameters)}"
+        run.watcher.tell(f"{count} trainable parameters have no part in the loss, such as {silent[0]}")
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
+    options: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": settings.betas,
+        "weight_decay": settings.weight_decay,
+    }
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **options)
     if settings.optimizer == "adamw8bit":
@@ -232,6 +237,10 @@ def _optimizer(parameters: list[torch.nn.Parameter], settings: Settings) -> torc
         optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **options)
         return optimizer
     raise LadingError(f"optimizer {settings.optimizer!r} is not known: use adamw or adamw8bit")
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def _finite(value: float) -> bool:

@@ -162,8 +162,8 @@ def make_objective(scheduler: Any, settings: Settings) -> Objective:
         )
     if prediction not in ("epsilon", "v_prediction", "sample") or not hasattr(scheduler, "alphas_cumprod"):
         raise ComponentError(
-            f"{type(scheduler).__name__} with prediction_type {prediction!r}: denoisers are trained to predict epsilon, "
-            "v_prediction, sample or the flow"
+            f"{type(scheduler).__name__} with prediction_type {prediction!r}: denoisers are trained to predict "
+            "epsilon, v_prediction, sample or the flow"
         )
     if settings.timesteps not in (None, "uniform"):
         raise LadingError(f"timesteps {settings.timesteps!r} are for flow matching: leave it out")

@@ -47,6 +47,11 @@ class PipelineParts:
     latents: LatentFormat
 
     @property
+    def tells_original_size(self) -> bool:
+        """Whether the denoiser is told how large a picture was and where it was cut."""
+        return "original_size" in inspect.signature(self.pipeline_class.__call__).parameters
+
+    @property
     def unused(self) -> tuple[str, ...]:
         """Components that training does without."""
         return tuple(name for name in read_model_index(self.folder) if name in _UNUSED)

@@ -92,7 +92,7 @@ class DenoiserRules:
         return DenoiserRules(**{**content, **pair, "batched": batched})
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """Ends a rehearsal when it has said what was asked."""
 
 
@@ -155,6 +155,25 @@ class Rehearsal:
         shape = tuple(timestep.shape[1:]) if isinstance(timestep, torch.Tensor) else ()
         return Conditions(arguments, shape)
 
+    def encodings(self, prompt: str, extent: Extent, guidance_scale: float | None) -> list[Any]:
+        """Return what the pipeline's calls of `encode_prompt` give, in their order, when it draws a prompt."""
+        encode = self.pipeline.encode_prompt
+        given: list[Any] = []
+
+        def note(*args: Any, **kwargs: Any) -> Any:
+            given.append(encode(*args, **kwargs))
+            return given[-1]
+
+        def enough(_arguments: dict[str, Any]) -> Any:
+            raise _EnoughError
+
+        self.pipeline.encode_prompt = note
+        try:
+            self._run([prompt], extent, enough, guidance=guidance_scale)
+        finally:
+            del self.pipeline.encode_prompt
+        return given
+
     def rules(self) -> DenoiserRules:
         """Find out how the pipeline calls its denoiser.
 
@@ -180,7 +199,7 @@ class Rehearsal:
 
         def note(arguments: dict[str, Any]) -> Any:
             calls.append(arguments)
-            raise _Enough
+            raise _EnoughError
 
         self._run(prompts, extent, note, differentiable=differentiable)
         return calls[0]
@@ -193,7 +212,7 @@ class Rehearsal:
         def note(arguments: dict[str, Any]) -> Any:
             seen.append(arguments[self._timestep])
             if len(seen) == 2:
-                raise _Enough
+                raise _EnoughError
             given = arguments[self._latents]
             if isinstance(given, list):
                 return [torch.full_like(latent, 0.5) for latent in given]
@@ -202,11 +221,8 @@ class Rehearsal:
         self._run([""], extent, note, on_step=outputs.append)
         last = float(self._scheduler.config.num_train_timesteps)
         values = [float(torch.as_tensor(value).flatten()[0]) for value in seen]
-        for rule, compute in TIMESTEP_RULES.items():
-            expected = [compute(asked, last) for asked in _ASKED_TIMESTEPS]
-            if all(abs(a - b) <= 0.01 * abs(b) for a, b in zip(values, expected, strict=True)):
-                break
-        else:
+        rule = next((name for name in TIMESTEP_RULES if _follows(name, values, last)), None)
+        if rule is None:
             raise self._refusal(f"it gives its denoiser {values} at the timesteps {list(_ASKED_TIMESTEPS)}")
         (output,) = outputs
         for negated, value in ((False, 0.5), (True, -0.5)):
@@ -236,7 +252,7 @@ class Rehearsal:
 
         def decode(latent: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
             decoded.append(latent)
-            raise _Enough
+            raise _EnoughError
 
         device = self._denoiser.device
         self._run([""], extent, lambda given: given[self._latents], lambda _output: final.to(device), decode)
@@ -250,6 +266,7 @@ class Rehearsal:
         on_step: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
         on_decode: Callable[..., Any] | None = None,
         differentiable: bool = False,
+        guidance: float | None = 1.0,
     ) -> None:
         """Call the pipeline until a stand-in has had enough.
 
@@ -266,7 +283,7 @@ class Rehearsal:
             return Transformer2DModelOutput(sample=on_call(given))
 
         shape = self._parts.latents.shape(len(prompts), extent.height, extent.width, extent.num_frames)
-        arguments = self._arguments(prompts, extent, torch.zeros(shape.held))
+        arguments = self._arguments(prompts, extent, torch.zeros(shape.held), guidance)
         call = type(self.pipeline).__call__
         if differentiable:
             call = inspect.unwrap(call)  # from under torch.no_grad
@@ -275,21 +292,32 @@ class Rehearsal:
         try:
             with _asked_scheduler(self.pipeline, on_step):
                 call(self.pipeline, **arguments)
-        except _Enough:
+        except _EnoughError:
             return
         except (ValueError, TypeError, AttributeError, RuntimeError, KeyError, NotImplementedError) as error:
             raise self._refusal(f"it cannot be run for its conditions ({error})") from error
         raise self._refusal("it did not call its denoiser")
 
-    def _arguments(self, prompts: Sequence[str], extent: Extent, latents: torch.Tensor) -> dict[str, Any]:
-        """The arguments of the pipeline's call, as far as it takes them: without guidance by a negative prompt."""
-        embedded = self._parts.latents.guidance == "embedded"
+    def _arguments(
+        self, prompts: Sequence[str], extent: Extent, latents: torch.Tensor, guidance: float | None
+    ) -> dict[str, Any]:
+        """The arguments of the pipeline's call, as far as it takes them.
+
+        Args:
+            guidance: 1 for none, None for the pipeline's own. Denoisers that take it as a number are told another.
+        """
+        scale = self._takes.get("guidance_scale")
+        if guidance == 1.0 and self._parts.latents.guidance == "embedded":
+            guidance = self._guidance
+        elif guidance == 1.0 and (scale is None or scale.default is None):
+            guidance = None
         offered = {
             "prompt": list(prompts),
             "height": extent.height,
             "width": extent.width,
             "num_frames": extent.num_frames,
             "num_inference_steps": len(_ASKED_TIMESTEPS),
+            "guidance_scale": guidance,
             "true_cfg_scale": 1.0,
             "latents": latents.to(self._denoiser.device),
             "original_size": extent.original or (extent.height, extent.width),
@@ -297,12 +325,16 @@ class Rehearsal:
             "target_size": (extent.height, extent.width),
             "output_type": "pil",
         }
-        if embedded or (scale := self._takes.get("guidance_scale")) is not None and scale.default is not None:
-            offered["guidance_scale"] = self._guidance if embedded else 1.0
         return {name: value for name, value in offered.items() if name in self._takes and value is not None}
 
     def _refusal(self, reason: str) -> ComponentError:
         return ComponentError(f"{self._parts.folder}: {type(self.pipeline).__name__} cannot be trained here: {reason}")
+
+
+def _follows(rule: str, values: Sequence[float], last: float) -> bool:
+    """Tell whether these are what a rule makes of the asked timesteps, to within the rounding of bfloat16."""
+    expected = [TIMESTEP_RULES[rule](asked, last) for asked in _ASKED_TIMESTEPS]
+    return all(abs(a - b) <= 0.01 * abs(b) for a, b in zip(values, expected, strict=True))
 
 
 def by_axes_of(latents: LatentFormat, latent: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,9 @@ class Watcher:
     def advance(self) -> None:
         """A part of the phase is done."""
 
+    def begin(self, step: int, steps: int) -> None:
+        """Training begins, after so many steps that were made before."""
+
     def step(self, progress: Progress) -> None:
         """A step of the optimizer is done."""
 

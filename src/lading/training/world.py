@@ -38,6 +38,15 @@ class World:
         """Hold around a forward and its backward: gradients are shared at the last one of a step."""
         yield
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Hold around work whose results are kept on disk: the first process does it, then the others find it done."""
+        if not self.leads:
+            self.wait()
+        yield
+        if self.leads:
+            self.wait()
+
     def total(self, value: torch.Tensor) -> float:
         """Return the sum of a number over the processes."""
         return float(value)
