@@ -73,8 +73,9 @@ def load_pipeline(
         memory_limit=memory_limit,
         host_memory_limit=host_memory_limit,
     )
+    absent = {name: None for name, value in index.items() if isinstance(value, list) and name not in components}
     with construction():
-        pipeline = found.from_pretrained(str(folder), **components)
+        pipeline = found.from_pretrained(str(folder), **absent, **components)
     pipeline.lading_components = components
     if memory_limit is not None or host_memory_limit is not None:
         expect_turns(pipeline)

@@ -53,8 +53,10 @@ class PipelineParts:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Components that training does without."""
-        return tuple(name for name in read_model_index(self.folder) if name in _UNUSED)
+        """Components that training does without, and those that the pipeline was saved without."""
+        used = (self.denoiser.name, self.autoencoder.name, "scheduler", *self.encoders)
+        index = read_config(self.folder / "model_index.json")
+        return tuple(name for name, value in index.items() if isinstance(value, list) and name not in used)
 
 
 def examine(

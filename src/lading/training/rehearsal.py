@@ -119,6 +119,7 @@ class Rehearsal:
     ) -> None:
         self._parts = parts
         self._guidance = guidance_scale
+        self._unguided = 1.0  # some pipelines guide at 1 too, and not at 0
         self._denoiser = _stand_in(parts.denoiser, dtype, device)
         self._autoencoder = _stand_in(parts.autoencoder, torch.float32, device)
         _read_buffers(self._autoencoder, parts.autoencoder)
@@ -169,7 +170,7 @@ class Rehearsal:
 
         self.pipeline.encode_prompt = note
         try:
-            self._run([prompt], extent, enough, guidance=guidance_scale)
+            self._run([prompt], extent, enough, guided=guidance_scale, unguided=False)
         finally:
             del self.pipeline.encode_prompt
         return given
@@ -195,6 +196,7 @@ class Rehearsal:
         return DenoiserRules(self._latents, self._timestep, rule, negated, listed, batched, scale, shift)
 
     def _first_call(self, prompts: Sequence[str], extent: Extent, differentiable: bool = False) -> dict[str, Any]:
+        """Return what the denoiser is called with first, for captions without guidance by a negative one."""
         calls: list[dict[str, Any]] = []
 
         def note(arguments: dict[str, Any]) -> Any:
@@ -202,6 +204,9 @@ class Rehearsal:
             raise _EnoughError
 
         self._run(prompts, extent, note, differentiable=differentiable)
+        if len(calls[0][self._latents]) == 2 * len(prompts) and self._unguided:
+            self._unguided = 0.0
+            return self._first_call(prompts, extent, differentiable)
         return calls[0]
 
     def _loop(self, extent: Extent) -> tuple[str, bool]:
@@ -266,7 +271,8 @@ class Rehearsal:
         on_step: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
         on_decode: Callable[..., Any] | None = None,
         differentiable: bool = False,
-        guidance: float | None = 1.0,
+        guided: float | None = None,
+        unguided: bool = True,
     ) -> None:
         """Call the pipeline until a stand-in has had enough.
 
@@ -274,6 +280,7 @@ class Rehearsal:
             on_call: what the denoiser returns.
             on_step: given what the scheduler gets of the denoiser; returns the next latent, or None for the same.
             on_decode: the decoder.
+            guided: the guidance scale, where it is not to be the one at which there is none; None is the pipeline's.
         """
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
@@ -283,7 +290,8 @@ class Rehearsal:
             return Transformer2DModelOutput(sample=on_call(given))
 
         shape = self._parts.latents.shape(len(prompts), extent.height, extent.width, extent.num_frames)
-        arguments = self._arguments(prompts, extent, torch.zeros(shape.held), guidance)
+        scale = self._unguided_scale() if unguided else guided
+        arguments = self._arguments(prompts, extent, torch.zeros(shape.held), scale)
         call = type(self.pipeline).__call__
         if differentiable:
             call = inspect.unwrap(call)  # from under torch.no_grad
@@ -301,16 +309,7 @@ class Rehearsal:
     def _arguments(
         self, prompts: Sequence[str], extent: Extent, latents: torch.Tensor, guidance: float | None
     ) -> dict[str, Any]:
-        """The arguments of the pipeline's call, as far as it takes them.
-
-        Args:
-            guidance: 1 for none, None for the pipeline's own. Denoisers that take it as a number are told another.
-        """
-        scale = self._takes.get("guidance_scale")
-        if guidance == 1.0 and self._parts.latents.guidance == "embedded":
-            guidance = self._guidance
-        elif guidance == 1.0 and (scale is None or scale.default is None):
-            guidance = None
+        """The arguments of the pipeline's call, as far as it takes them."""
         offered = {
             "prompt": list(prompts),
             "height": extent.height,
@@ -326,6 +325,13 @@ class Rehearsal:
             "output_type": "pil",
         }
         return {name: value for name, value in offered.items() if name in self._takes and value is not None}
+
+    def _unguided_scale(self) -> float | None:
+        """The guidance scale at which there is none; or the one that the denoiser is told, where it takes a number."""
+        if self._parts.latents.guidance == "embedded":
+            return self._guidance
+        scale = self._takes.get("guidance_scale")
+        return None if scale is None or scale.default is None else self._unguided
 
     def _refusal(self, reason: str) -> ComponentError:
         return ComponentError(f"{self._parts.folder}: {type(self.pipeline).__name__} cannot be trained here: {reason}")
