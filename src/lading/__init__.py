@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         manage,
         manager_of,
     )
+    from lading.training import add_lora, freeze, save_lora, trainable_parameters
 
 _HOMES = {
     "lading.catalog": ("identify", "register_architecture"),
@@ -74,6 +75,7 @@ _HOMES = {
         "manage",
         "manager_of",
     ),
+    "lading.training": ("add_lora", "freeze", "save_lora", "trainable_parameters"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
@@ -95,8 +97,10 @@ __all__ = [
     "ModelConfig",
     "ShapeError",
     "__version__",
+    "add_lora",
     "convert_checkpoint",
     "enable_vram_management",
+    "freeze",
     "hash_model_file",
     "identify",
     "latent_format",
@@ -109,6 +113,8 @@ __all__ = [
     "manager_of",
     "open_checkpoint",
     "register_architecture",
+    "save_lora",
     "shipped_model",
     "skip_model_initialization",
+    "trainable_parameters",
 ]

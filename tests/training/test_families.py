@@ -151,5 +151,3 @@ def test_a_denoiser_predicts_through_lading_what_it_predicts_in_its_pipeline(tin
             conditions = [rehearsal.conditions("red", Extent(64, 64))]
             predicted = denoiser(latent, timestep.reshape(1), conditions, shape)
         torch.testing.assert_close(drawn, latent - sigma * predicted, rtol=1e-4, atol=1e-5)
-
-

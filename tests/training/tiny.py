@@ -202,7 +202,13 @@ def qwen_image() -> Any:
             "vocab_size": 300,
             "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
         },
-        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": WIDTH,
+        },
     )
     encoder = Qwen2_5_VLForConditionalGeneration(config).eval()
     autoencoder = AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
@@ -271,8 +277,8 @@ def saved(name: str, folder: Path) -> Path:
     return folder
 
 
-def write_data(folder: Path, count: int = 4, size: tuple[int, int] = (64, 64), frames: int = 1) -> Path:
-    """Write pictures, or films, of coloured squares with captions of several lengths."""
+def write_data(folder: Path, count: int = 4, size: tuple[int, int] = (64, 64), frames: int = 1, word: str = "") -> Path:
+    """Write pictures, or films, of coloured squares with captions of several lengths, which end in a word."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     words = ["red", "a blue square", "green on white", "a very large yellow square on black"]
@@ -287,6 +293,6 @@ def write_data(folder: Path, count: int = 4, size: tuple[int, int] = (64, 64), f
             pictures[0].save(folder / name, save_all=True, append_images=pictures[1:], duration=60, lossless=True)
         else:
             pictures[0].save(folder / name)
-        lines.append(json.dumps({"file_name": name, "text": words[number % len(words)]}))
+        lines.append(json.dumps({"file_name": name, "text": f"{words[number % len(words)]} {word}"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder

@@ -84,7 +84,9 @@ def train_model(
     objective = make_objective(load_component(parts.folder, "scheduler"), settings)
     examples = read_folder(Path(data))
     if settings.token is not None and not any(settings.token in example.caption for example in examples):
-        raise LadingError(f"{data}: none of the {len(examples)} captions has the word {settings.token!r}: write it there")
+        raise LadingError(
+            f"{data}: none of the {len(examples)} captions has the word {settings.token!r}: write it there"
+        )
     _require_fresh(out, resume)
     watcher = Watchers([watcher or Watcher(), *([StepLog(out / "log.jsonl")] if world.leads else [])])
     framed = frame_examples(examples, parts, settings, watcher)
