@@ -141,9 +141,9 @@ def test_a_denoiser_predicts_through_lading_what_it_predicts_in_its_pipeline(tin
         shape = parts.latents.shape(1, 64, 64)
         latent = torch.randn(shape.shape, generator=torch.Generator().manual_seed(1))
         held = lading.latents.pack(latent, shape) if shape.layout.packed else latent
-        options = {"guidance_scale": 0.0 if name == "Z-Image" else 1.0, "height": 64, "width": 64}
-        sigmas = {"sigmas": [0.5]} if name != "Z-Image" else {"sigmas": [0.5]}
-        drawn = pipeline("red", num_inference_steps=1, latents=held, output_type="latent", **options, **sigmas).images
+        options: dict[str, Any] = {"guidance_scale": 0.0 if name == "Z-Image" else 1.0, "height": 64, "width": 64}
+        options |= {"num_inference_steps": 1, "sigmas": [0.5], "latents": held, "output_type": "latent"}
+        drawn = pipeline("red", **options).images
         drawn = lading.latents.unpack(drawn, shape) if shape.layout.packed else drawn
         timestep, sigma = pipeline.scheduler.timesteps[0], pipeline.scheduler.sigmas[0]
         denoiser = Denoiser(pipeline.components[parts.denoiser.name], rules, 1000, torch.float32, CPU)

@@ -85,7 +85,7 @@ def _kill_after(process: subprocess.Popen[bytes], log: Path, lines: int, seconds
     process.communicate()
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -95,7 +95,7 @@ class StopsAt(Watcher):
 
     def step(self, progress: Progress) -> None:
         if progress.step == self._step:
-            raise Killed
+            raise KilledError
 
 
 def test_two_runs_of_one_seed_are_equal_and_of_another_are_not(pictures: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_the_whole_denoiser_and_a_word_go_on_as_adapters_do(
     data = write_data(tmp_path / "data", word="<thing>")
     settings = Settings(method=method, batch_size=2, checkpoint_every=1, steps=3, learning_rate=1e-3, **more)
     train_model("shapes", data, tmp_path / "one", settings)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train_model("shapes", data, tmp_path / "two", settings, watcher=StopsAt(2))
     train_model("shapes", data, tmp_path / "two", settings, resume=True)
     assert same(load_file(tmp_path / "one" / file), load_file(tmp_path / "two" / file))
