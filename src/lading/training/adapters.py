@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import torch
 
-from lading.catalog import known_families
+from lading.catalog.registry import known_architecture
 from lading.errors import ComponentError, LadingError
 from lading.training.durable import write_tensors
+from lading.training.kohya import to_kohya
 
 ADAPTER = "default"
 _METADATA = "lora_adapter_metadata"
@@ -93,10 +94,9 @@ def default_targets(module: torch.nn.Module) -> tuple[str, ...]:
         ComponentError: it says nothing of this class.
     """
     library = type(module).__module__.partition(".")[0]
-    for family in known_families():
-        for architecture in family.architectures:
-            if architecture.model_class == f"{library}.{type(module).__name__}" and architecture.lora_targets:
-                return architecture.lora_targets
+    architecture = known_architecture(f"{library}.{type(module).__name__}")
+    if architecture is not None and architecture.lora_targets:
+        return architecture.lora_targets
     raise ComponentError(
         f"the catalog names no layers of {type(module).__name__} for LoRA: give target_modules, such as "
         '["to_q", "to_k", "to_v", "to_out.0"]'
@@ -132,7 +132,7 @@ def save_lora(
     Args:
         component: what the pipeline calls the network; None is "unet" for UNets and "transformer" for all else.
         name: of the adapter.
-        layout: "diffusers", or "kohya" for the programs that read that; of UNets.
+        layout: "diffusers", or "kohya" for the programs that read that, where the catalog knows it.
         tensors: the adapter's, by the names of the network's parameters, where they are not to be its own, such as
             their average.
 
@@ -147,7 +147,8 @@ def save_lora(
     config = module.peft_config[name]  # type: ignore[index, union-attr] # lora_state has seen it
     path.parent.mkdir(parents=True, exist_ok=True)
     if layout == "kohya":
-        write_tensors(path, _as_kohya(module, state, config, component))
+        strength = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+        write_tensors(path, to_kohya(module, state, strength))
     elif layout == "diffusers":
         stated = {f"{component}.{key}": value for key, value in _stated(config).items()}
         prefixed = {f"{component}.{key}": tensor for key, tensor in state.items()}
@@ -167,21 +168,3 @@ def _stated(config: Any) -> dict[str, Any]:
     """An adapter's config as JSON."""
     stated = config.to_dict()
     return {key: sorted(value) if isinstance(value, (set, frozenset)) else value for key, value in stated.items()}
-
-
-def _as_kohya(
-    module: torch.nn.Module, state: Mapping[str, torch.Tensor], config: Any, component: str
-) -> dict[str, torch.Tensor]:
-    """Name tensors as kohya's programs do: one word for each layer, `lora_down`, `lora_up` and `alpha`."""
-    if component != "unet":
-        raise LadingError(
-            f"kohya's layout of {type(module).__name__} fuses what diffusers keeps apart: save it as 'diffusers'"
-        )
-    renamed: dict[str, torch.Tensor] = {}
-    strength = config.lora_alpha * (math.sqrt(config.r) if config.use_rslora else 1)
-    for key, tensor in state.items():
-        layer, _, leaf = key.removesuffix(".weight").rpartition(".")
-        word = f"lora_unet_{layer.replace('.', '_')}"
-        renamed[f"{word}.{'lora_down' if leaf == 'lora_A' else 'lora_up'}.weight"] = tensor
-        renamed[f"{word}.alpha"] = torch.tensor(float(strength))
-    return renamed

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lading.catalog import known_families
 from lading.catalog.architecture import Architecture
+from lading.catalog.registry import known_architecture
 from lading.errors import ComponentError
 from lading.hub import model_folder
 from lading.latents import LatentFormat
@@ -98,15 +98,8 @@ def examine(
 
 def _denoiser(spec: ComponentSpec) -> Architecture | None:
     """What the catalog knows of a component that makes latents."""
-    return next(
-        (
-            architecture
-            for family in known_families()
-            for architecture in family.architectures
-            if architecture.model_class == spec.qualified_class and architecture.latent is not None
-        ),
-        None,
-    )
+    architecture = known_architecture(spec.qualified_class)
+    return architecture if architecture is not None and architecture.latent is not None else None
 
 
 def _require_words_alone(folder: Path, name: str, found: Any) -> None:

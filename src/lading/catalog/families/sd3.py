@@ -111,6 +111,7 @@ def _original(shapes: Shapes) -> KeyMap:
             "context_block.attn",
             "attn",
             ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+            kohya_layout=lambda _: "original",
             ("norm_added_q", "norm_added_k"),
         ),
     ):
