@@ -156,7 +156,7 @@ def test_the_defaults_are_the_catalogs_and_a_class_without_any_is_told() -> None
     assert default_targets(unet) == ("to_q", "to_k", "to_v", "to_out.0")
     with pytest.raises(ComponentError, match="the catalog names no layers of Linear for LoRA: give target_modules"):
         lading.add_lora(torch.nn.Linear(2, 2))
-    with pytest.raises(ComponentError, match="UNet2DConditionModel takes no adapters: .*nonsense"):
+    with pytest.raises(ComponentError, match=r"UNet2DConditionModel takes no adapters: .*nonsense"):
         lading.add_lora(unet, target_modules=["nonsense"])
 
 

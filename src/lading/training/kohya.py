@@ -1,7 +1,7 @@
 """Adapters in the layout of kohya's programs: one word for each layer, `lora_down`, `lora_up` and `alpha`.
 
-Layers go by the names that the family's original checkpoints have, or by diffusers' own; the catalog says which. Where an
-original layer is several of diffusers', their adapters become one of the sum of their ranks.
+Layers go by the names that the family's original checkpoints have, or by diffusers' own; the catalog says which. Where
+an original layer is several of diffusers', their adapters become one of the sum of their ranks.
 """
 
 from __future__ import annotations
