@@ -1,4 +1,4 @@
-"""From a folder to what is learnt from: found, told, refused, encoded once, and encoded again where something changed."""
+"""From a folder to what is learnt from: found, told, refused, encoded once, and anew where something changed."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_a_picture_fills_its_bucket_and_is_cut_along_one_side_at_most(height: in
     placed = fit(height, width, bucket)
     assert placed.resized[0] >= bucket.height and placed.resized[1] >= bucket.width
     assert placed.resized[0] == bucket.height or placed.resized[1] == bucket.width
-    assert 0 <= placed.top <= placed.resized[0] - bucket.height and 0 <= placed.left
+    assert 0 <= placed.top <= placed.resized[0] - bucket.height and placed.left >= 0
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 6), st.integers(0, 5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import signal
@@ -61,11 +62,14 @@ def test_a_run_that_is_killed_at_random_steps_ends_with_the_same_weights_bit_for
     options += ["--learning-rate", "1e-2", "--schedule", "cosine", "--warmup", "2", "--ema", "0.9", "--flip"]
     options += ["--lora-dropout", "0.1", "--caption-dropout", "0.3", "--cache", str(cache)]
     out = tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "lading", "train", "lora", "shapes", "--data", str(pictures), "--out", str(out)]
     chance = random.Random(5)
     for attempt in range(3):
         resume = ["--resume"] if any((out / "checkpoints").glob("step-*")) else []
-        process = subprocess.Popen([*command, *options, *resume], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, *options, *resume], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
         if attempt < 2:
             _kill_after(process, out / "log.jsonl", chance.randrange(2, 6) * (attempt + 1), chance.random() / 20)
     _, error = process.communicate()
