@@ -257,3 +257,15 @@ def test_steps_are_told_as_they_are_made(pictures: Path, tmp_path: Path) -> None
     assert [each.step for each in seen] == [1, 2, 3]
     assert [each.learning_rate for each in seen] == pytest.approx([0, 5e-4, 1e-3])
     assert all(each.loss > 0 and each.gradient_norm > 0 and each.examples == 2 for each in seen)
+
+
+def test_tensorboard_reads_the_events_of_a_run(pictures: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from lading.training.logs import TensorBoard
+
+    train_model("shapes", pictures, tmp_path, Settings(steps=2), watcher=TensorBoard(tmp_path / "logs"))
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    read = [event.value for event in events.Scalars("train/loss")]
+    assert read == pytest.approx(losses(tmp_path))
