@@ -252,7 +252,7 @@ def test_steps_are_told_as_they_are_made(pictures: Path, tmp_path: Path) -> None
         def step(self, progress: Any) -> None:
             seen.append(progress)
 
-    settings = Settings(steps=3, batch_size=2, warmup=2, schedule="constant_with_warmup", learning_rate=1e-3)
+    settings = Settings(steps=3, batch_size=2, warmup=2, schedule="constant", learning_rate=1e-3)
     train_model("shapes", pictures, tmp_path, settings, watcher=Sees())
     assert [each.step for each in seen] == [1, 2, 3]
     assert [each.learning_rate for each in seen] == pytest.approx([0, 5e-4, 1e-3])

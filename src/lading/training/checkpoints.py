@@ -134,7 +134,7 @@ class Checkpoints:
             "settings": self._settings.to_json(),
             "facts": self._facts,
             "optimizer": groups,
-            "schedule": {key: value for key, value in state.schedule.state_dict().items() if key != "lr_lambdas"},
+            "schedule": state.schedule.state_dict(),
             "scaler": None if state.scaler is None else state.scaler.state_dict(),
         }
         write_json(folder / "state.json", content, durable=False)

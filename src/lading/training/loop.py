@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import SchedulerType, get_scheduler
 
 from lading.errors import LadingError
 from lading.latents import LatentShape
@@ -84,7 +84,7 @@ def begin(parameters: Mapping[str, torch.nn.Parameter], settings: Settings, dtyp
             kind = str(parameter.dtype).removeprefix("torch.")
             raise LadingError(f"{name} is {kind}: what is trained is held in float32, or small steps are lost")
     optimizer = _optimizer(list(parameters.values()), settings)
-    schedule = get_scheduler(settings.schedule, optimizer, settings.warmup, settings.steps)
+    schedule = _schedule(optimizer, settings)
     scaler = torch.amp.GradScaler(device) if dtype == torch.float16 else None
     average = None if settings.ema is None else Average(parameters, settings.ema)
     return State(parameters, optimizer, schedule, scaler, average)
@@ -219,6 +219,17 @@ def _require_gradients(run: Run, state: State) -> None:
     if silent:
         count = f"{len(silent)} of {len(state.parameters)}"
         run.watcher.tell(f"{count} trainable parameters have no part in the loss, such as {silent[0]}")
+
+
+def _schedule(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.lr_scheduler.LRScheduler:
+    name = "constant_with_warmup" if settings.schedule == "constant" and settings.warmup else settings.schedule
+    known = [kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT]
+    if name not in known:
+        raise LadingError(f"schedule {name!r} is not known: use one of {', '.join(known)}")
+    schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+        name, optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps
+    )
+    return schedule
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
