@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import lading
 from lading import ComponentError
 from lading.loading.components import load_components
 from lading.training import Settings, train_model
+from lading.training.conditions import alike, signature
+from lading.training.denoising import Denoiser
 from lading.training.parts import examine
 from lading.training.rehearsal import DenoiserRules, Extent, Rehearsal
 from tests.training.tiny import FAMILIES, write_data
@@ -94,6 +97,40 @@ def test_conditions_are_those_that_a_stock_pipeline_gives_its_denoiser() -> None
     assert torch.equal(conditions.arguments["encoder_hidden_states"], text)
 
 
+def test_texts_of_several_lengths_in_a_batch_predict_what_each_does_alone(tiny_model: Model) -> None:
+    folder = tiny_model("Qwen-Image")
+    rehearsal, rules = rehearse(folder)
+    parts = examine(folder)
+    transformer = lading.load_component(folder, "transformer")
+    denoiser = Denoiser(transformer, rules, 1000, torch.float32, CPU)
+    conditions = [rehearsal.conditions(caption, Extent(64, 64)) for caption in ("red", "a very large blue square")]
+    assert len({signature(each) for each in conditions}) == 2
+    together = alike(conditions)
+    assert len({signature(each) for each in together}) == 1
+    shapes = [parts.latents.shape(batch, 64, 64) for batch in (1, 2)]
+    noisy, times = (
+        torch.randn(shapes[1].shape, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([250.0, 750.0]),
+    )
+    with torch.no_grad():
+        both = denoiser(noisy, times, together, shapes[1])
+        alone = [denoiser(noisy[n : n + 1], times[n : n + 1], [conditions[n]], shapes[0]) for n in range(2)]
+    torch.testing.assert_close(both, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_a_timestep_to_each_token_is_given_where_the_pipeline_gives_one(tiny_model: Model, tmp_path: Path) -> None:
+    """As Wan 2.2 does in its model of 5B."""
+    folder = tmp_path / "wan"
+    shutil.copytree(tiny_model("Wan"), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "expand_timesteps": True}))
+    rehearsal, rules = rehearse(folder)
+    assert rehearsal.conditions("red", Extent(64, 32, 5)).timestep_shape == (2 * 4 * 2,)
+    assert rules.timestep_rule == "number"
+    data = write_data(tmp_path / "data", count=2)
+    assert train_model(folder, data, tmp_path / "out", Settings(steps=1, batch_size=2, resolution=32)).steps == 1
+
+
 def test_sdxl_is_told_the_size_and_the_crop_of_each_picture(tiny_model: Model) -> None:
     rehearsal, _ = rehearse(tiny_model("SDXL"))
     told = rehearsal.conditions("red", Extent(64, 128, original=(100, 300), crop=(0, 7))).arguments
@@ -130,8 +167,6 @@ def test_a_pipeline_with_two_denoisers_is_refused_by_name(tiny_model: Model, tmp
 
 def test_a_denoiser_predicts_through_lading_what_it_predicts_in_its_pipeline(tiny_model: Model) -> None:
     """One step of Euler from a given latent, by the pipeline and by hand."""
-    from lading.training.denoising import Denoiser
-
     for name in ("FLUX.1", "Qwen-Image", "Z-Image", "SD3"):
         folder = tiny_model(name)
         rehearsal, rules = rehearse(folder)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from lading.errors import LadingError
 from lading.training.watching import Progress, Watcher
@@ -44,20 +44,15 @@ class StepLog(Watcher):
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._stream: TextIO | None = None
 
     def begin(self, step: int, steps: int) -> None:
         lines = self._file.read_text().splitlines() if step and self._file.is_file() else []
         kept = [line for line in lines if _step_of(line) <= step]
         self._file.write_text("".join(f"{line}\n" for line in kept))
-        self._stream = self._file.open("a")
 
     def step(self, progress: Progress) -> None:
-        if self._stream is not None:
-            self._stream.write(json.dumps(asdict(progress)) + "\n")
-            self._stream.flush()
-            if progress.step == progress.steps:
-                self._stream.close()
+        with self._file.open("a") as stream:
+            stream.write(json.dumps(asdict(progress)) + "\n")
 
 
 class TensorBoard(Watcher):

@@ -25,7 +25,7 @@ from lading.training.parts import PipelineParts
 from lading.training.pictures import BadPictureError, measure, read_pixels
 from lading.training.rehearsal import DenoiserRules, Extent, Rehearsal, along_channels, by_axes_of
 from lading.training.settings import Settings
-from lading.training.store import Digests, Store, fingerprint
+from lading.training.store import Digests, Store, fingerprint, sampled_digest
 from lading.training.validation import Validation
 from lading.training.watching import Watcher
 
@@ -163,7 +163,7 @@ class Preparation:
         store: of latents and conditions.
 
     Attributes:
-        model: the sha256 of every file of the model, part by part.
+        model: the sha256 of every file of the encoders and the autoencoder, part by part.
     """
 
     def __init__(
@@ -182,10 +182,8 @@ class Preparation:
         self.store = store
         self._watcher = watcher
         self._digests = Digests(store.folder / "digests.json")
-        self.model = {
-            name: self._digests.of_all(_files(parts, name), parts.folder)
-            for name in (parts.denoiser.name, parts.autoencoder.name, *parts.encoders)
-        }
+        encoders = (parts.autoencoder.name, *parts.encoders)
+        self.model = {name: self._digests.of_all(_files(parts, name), parts.folder) for name in encoders}
         self._digests.save()
 
     def prepare(
@@ -266,6 +264,12 @@ class Preparation:
             conditions = self._conditions_key(each.example.caption, each.extent)
             prepared.append(Prepared(each, tuple(latents), conditions, hidden))
         return prepared
+
+    @property
+    def denoiser(self) -> str:
+        """A fingerprint of the denoiser's weights and config."""
+        files = sorted(_files(self.parts, self.parts.denoiser.name))
+        return fingerprint(files=[(file.name, sampled_digest(file)) for file in files])
 
     @property
     def timesteps(self) -> int:

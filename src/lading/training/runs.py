@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from lading.training.preparation import Framed, Preparation, Prepared, PreparedE
 from lading.training.rehearsal import DenoiserRules, Extent
 from lading.training.settings import Settings
 from lading.training.store import Store, fingerprint
-from lading.training.subjects import Subject, full_subject, lora_subject, word_subject
+from lading.training.subjects import Subject, full_subject, holding, lora_subject, word_subject
 from lading.training.validation import Validation
 from lading.training.watching import Watcher
 from lading.training.world import ALONE, World
@@ -99,12 +99,8 @@ def train_model(
     subject = _subject(preparation)
     watcher.tell(str(subject.table))
     state = begin(subject.parameters, settings, dtype, device.type)
-    checkpoints = Checkpoints(
-        out / "checkpoints",
-        settings.keep_checkpoints,
-        settings,
-        {"model": preparation.model, "data": _digest(prepared)},
-    )
+    facts = {"denoiser": preparation.denoiser, "data": _digest(prepared)}
+    checkpoints = Checkpoints(out / "checkpoints", settings.keep_checkpoints, settings, facts)
     if resume:
         checkpoints.restore(state)
     elif world.leads:
@@ -115,10 +111,9 @@ def train_model(
             with averaged(subject, state):
                 validation.draw(_drawing_parts(preparation, subject), out / "samples" / f"step-{step:06d}.png")
 
-    scheduler_steps = preparation.timesteps
     run = Run(
         settings,
-        Denoiser(world.joined(subject.denoiser), rules, scheduler_steps, dtype, device),
+        Denoiser(world.joined(subject.denoiser), rules, preparation.timesteps, dtype, device),
         PreparedExamples(prepared, preparation.store, settings.caption_dropout, subject.conditions),
         objective,
         world,
@@ -168,21 +163,13 @@ def _subject(preparation: Preparation) -> Subject:
 @contextmanager
 def averaged(subject: Subject, state: State) -> Iterator[None]:
     """Hold the weights that the run would give now in the network, in eval mode, and put the others back."""
-    kept = {name: parameter.detach().clone() for name, parameter in subject.parameters.items()}
-    _assign(subject.parameters, state.result)
     training = subject.denoiser.training
     subject.denoiser.eval()
     try:
-        yield
+        with holding(subject.parameters, state.result):
+            yield
     finally:
-        _assign(subject.parameters, kept)
         subject.denoiser.train(training)
-
-
-@torch.no_grad()
-def _assign(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
 
 
 def _drawing_parts(preparation: Preparation, subject: Subject) -> dict[str, object]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,8 @@ def full_subject(parts: PipelineParts, settings: Settings, dtype: torch.dtype, d
     parameters = trainable_parameters(network)
 
     def save(out: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[Path, ...]:
-        kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        _assign(parameters, tensors)
-        try:
-            return (_save_pipeline(parts, network, dtype, out / "pipeline"),)
-        finally:
-            _assign(parameters, kept)
+        with holding(parameters, tensors):
+            return (_save_pipeline(parts, network, out / "pipeline"),)
 
     return Subject(network, parameters, training_table(**{parts.denoiser.name: network}), save)
 
@@ -127,14 +124,34 @@ def _load_denoiser(
     return network
 
 
-@torch.no_grad()
-def _assign(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+@contextmanager
+def holding(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Hold other values in parameters, and put their own back."""
+    if all(tensors[name] is parameter for name, parameter in parameters.items()):
+        yield
+        return
+    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(kept[name])
 
 
-def _save_pipeline(parts: PipelineParts, network: Any, dtype: torch.dtype, folder: Path) -> Path:
-    """Write a pipeline whose denoiser is the trained one; the other parts are linked, or copied to another disk."""
+def _linked(file: Path, place: Path) -> bool:
+    try:
+        os.link(file.resolve(), place)
+    except OSError:  # another disk, or one that has no links
+        return False
+    return True
+
+
+def _save_pipeline(parts: PipelineParts, network: Any, folder: Path) -> Path:
+    """Write a pipeline whose denoiser is the trained one, in float32; the others' weights are linked if they can be."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with whole(folder, durable=False) as part:
@@ -143,9 +160,7 @@ def _save_pipeline(parts: PipelineParts, network: Any, dtype: torch.dtype, folde
             if file.is_dir() or parts.denoiser.folder in file.parents:
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(file.resolve(), place)
-            except OSError:
+            if file.suffix != ".safetensors" or not _linked(file, place):
                 shutil.copyfile(file, place)
         network.save_pretrained(part / parts.denoiser.name)
     return folder

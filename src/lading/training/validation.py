@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Validation:
         self, parts: PipelineParts, settings: Settings, extent: Extent, store: Store, facts: Mapping[str, Any]
     ) -> None:
         self._parts = parts
+        self._live = settings.method == "textual-inversion"
         self._settings = settings
         self._extent = extent
         self._store = store
@@ -41,7 +42,9 @@ class Validation:
 
     @property
     def missing(self) -> list[str]:
-        """Prompts that are not encoded yet."""
+        """Prompts that are not encoded yet; none where training changes what they mean."""
+        if self._live:
+            return []
         return [prompt for prompt in self._settings.validation_prompts if not self._store.has(self._key(prompt))]
 
     def encode(self, rehearsal: Rehearsal) -> None:
@@ -54,20 +57,23 @@ class Validation:
         """Draw all prompts and save them in one picture.
 
         Args:
-            components: the denoiser, the autoencoder and the scheduler, by name; the text encoders are not needed.
+            components: the denoiser, the autoencoder and the scheduler, by name; encoders only where they are trained.
         """
         absent = dict.fromkeys((*self._parts.encoders, *self._parts.unused))
         with construction():
             pipeline = self._parts.pipeline_class.from_pretrained(str(self._parts.folder), **{**absent, **components})
         pictures = []
         for seed, prompt in enumerate(self._settings.validation_prompts):
-            stored = Conditions.from_tensors(*self._store.read(self._key(prompt)))
-            with _recalled(pipeline, stored.arguments["encodings"]):
+            with nullcontext() if self._live else _recalled(pipeline, self._encodings(prompt)):
                 frames = draw(pipeline, self._request(prompt, seed))
             pictures.append(frames[len(frames) // 2])
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole(file, durable=False) as part:
             grid(pictures).save(part, format="PNG")
+
+    def _encodings(self, prompt: str) -> list[Tree]:
+        encodings: list[Tree] = Conditions.from_tensors(*self._store.read(self._key(prompt))).arguments["encodings"]
+        return encodings
 
     def _request(self, prompt: str, seed: int) -> Request:
         settings, extent = self._settings, self._extent
