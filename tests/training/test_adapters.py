@@ -16,6 +16,7 @@ import lading
 from lading import ComponentError, LadingError
 from lading.training import default_targets, training_table
 from lading.training.adapters import lora_state
+from lading.training.kohya import to_kohya
 from tests.training.tiny import WIDTH
 
 Model = Callable[[str], Path]
@@ -51,7 +52,7 @@ def test_stock_diffusers_draws_with_a_saved_adapter_what_was_drawn_with_it(dtype
     expected = picture(trained)
     lading.save_lora(trained.unet, tmp_path / "pytorch_lora_weights.safetensors")
     stock = diffusers.StableDiffusionPipeline.from_pretrained(
-        lading.shipped_model(), torch_dtype=getattr(torch, dtype), safety_checker=None
+        lading.shipped_model(), dtype=getattr(torch, dtype), safety_checker=None
     )
     stock.load_lora_weights(tmp_path)
     assert torch.equal(picture(stock), expected)
@@ -71,25 +72,41 @@ def test_kohyas_layout_draws_the_same_bit_for_bit_where_layers_are_the_same(tmp_
     assert torch.equal(picture(stock), expected)
 
 
-KOHYA = {
-    "SDXL": "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.alpha",
-    "FLUX.1": "lora_unet_double_blocks_0_img_attn_qkv.alpha",
-    "Wan": "lora_unet_blocks_0_self_attn_q.alpha",
-}
-
-
-@pytest.mark.parametrize("name", KOHYA)
-def test_kohyas_layout_goes_by_the_original_names_and_fuses_as_they_do(
-    name: str, tiny_model: Model, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("SDXL", "input_blocks_3_1_transformer_blocks_0_attn1_to_q"), ("Wan", "blocks_0_self_attn_q")],
+)
+def test_kohyas_layout_goes_by_the_original_names(name: str, layer: str, tiny_model: Model, tmp_path: Path) -> None:
     trained: Any = lading.load_pipeline(tiny_model(name))
     adapted(denoiser(trained), rank=2, alpha=3)
     lading.save_lora(denoiser(trained), tmp_path / "kohya.safetensors", layout="kohya")
-    tensors = lading.load_state_dict(tmp_path / "kohya.safetensors")
+    assert f"lora_unet_{layer}.alpha" in lading.load_state_dict(tmp_path / "kohya.safetensors")
     stock: Any = lading.load_pipeline(tiny_model(name))
     stock.load_lora_weights(tmp_path, weight_name="kohya.safetensors")
     torch.testing.assert_close(picture(stock), picture(trained), rtol=1e-3, atol=1e-4)
-    assert KOHYA[name] in tensors
+
+
+def test_layers_that_are_one_in_the_original_get_one_adapter_that_changes_them_alike(tiny_model: Model) -> None:
+    """FLUX.1 keeps queries, keys and values in one layer, in single blocks with the feed-forward, which is not adapted."""
+    transformer: Any = lading.load_component(tiny_model("FLUX.1"), "transformer")
+    parameters = adapted(transformer, rank=2, alpha=3)
+    written = to_kohya(transformer, lora_state(transformer), 3 / 2)
+
+    def change(layer: str) -> torch.Tensor:
+        down, up = (parameters[f"{layer}.lora_{half}.default.weight"].detach() for half in "AB")
+        return up @ down * 3 / 2
+
+    def written_change(word: str) -> torch.Tensor:
+        down, up = (written[f"lora_unet_{word}.lora_{half}.weight"].detach() for half in ("down", "up"))
+        return up @ down * written[f"lora_unet_{word}.alpha"] / len(down)
+
+    attention = [f"transformer_blocks.0.attn.to_{part}" for part in "qkv"]
+    expected = torch.cat([change(layer) for layer in attention])
+    torch.testing.assert_close(written_change("double_blocks_0_img_attn_qkv"), expected)
+    single = [f"single_transformer_blocks.0.attn.to_{part}" for part in "qkv"]
+    untouched = torch.zeros(transformer.single_transformer_blocks[0].proj_mlp.out_features, 32)
+    expected = torch.cat([*(change(layer) for layer in single), untouched])
+    torch.testing.assert_close(written_change("single_blocks_0_linear1"), expected)
 
 
 def test_networks_that_kohyas_programs_do_not_know_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 _PART = ".part-"
@@ -51,10 +52,17 @@ def remove_parts(folder: Path) -> None:
 def write_tensors(
     file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, durable: bool = True
 ) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     owned = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in tensors.items()}
     with whole(file, durable) as part:
-        save_file(owned, part, metadata={"format": "pt", **(metadata or {})})
+        try:
+            save_file(owned, part, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:
+            raise OSError(f"{file}: {error}") from error
 
 
 def write_json(file: Path, content: Any, durable: bool = True) -> None:
