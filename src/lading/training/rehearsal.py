@@ -8,22 +8,19 @@ whichever family it is of, and no family has a script of its own.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import torch
 
-from lading.checkpoint import DiskMap
-from lading.checkpoint.files import find_in_folder
 from lading.errors import ComponentError
 from lading.latents import AXES, LatentFormat, fold, unpack
-from lading.loading.configs import read_config
-from lading.loading.loaders import ComponentSpec, resolve_class
-from lading.loading.network import build_empty, construction
+from lading.loading.loaders import resolve_class
+from lading.loading.network import construction
 from lading.training.conditions import Conditions, Path, batch_paths
 from lading.training.parts import PipelineParts
+from lading.training.stand_ins import ASKED_TIMESTEPS, asked_scheduler, read_buffers, remembered, stand_in
 
 TIMESTEP_RULES: dict[str, Callable[[Any, float], Any]] = {
     "number": lambda timestep, _last: timestep,
@@ -34,9 +31,6 @@ TIMESTEP_RULES: dict[str, Callable[[Any, float], Any]] = {
 
 _TIMESTEP_NAMES = ("timestep", "t", "timesteps")
 """What denoisers call it."""
-
-_ASKED_TIMESTEPS = (512.0, 256.0)
-"""Powers of two, which every dtype holds exactly."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +114,9 @@ class Rehearsal:
         self._parts = parts
         self._guidance = guidance_scale
         self._unguided = 1.0  # some pipelines guide at 1 too, and not at 0
-        self._denoiser = _stand_in(parts.denoiser, dtype, device)
-        self._autoencoder = _stand_in(parts.autoencoder, torch.float32, device)
-        _read_buffers(self._autoencoder, parts.autoencoder)
+        self._denoiser = stand_in(parts.denoiser, dtype, device)
+        self._autoencoder = stand_in(parts.autoencoder, torch.float32, device)
+        read_buffers(self._autoencoder, parts.autoencoder)
         with construction():
             self.pipeline = parts.pipeline_class.from_pretrained(
                 str(parts.folder),
@@ -184,7 +178,7 @@ class Rehearsal:
         latents = self._parts.latents
         frames = None if latents.frames is None else latents.frames.first + latents.frames.period
         extent = Extent(2 * latents.multiple, 4 * latents.multiple, frames)
-        with _remembered(self.pipeline, "encode_prompt"):
+        with remembered(self.pipeline, "encode_prompt"):
             one, two = (self._first_call([""] * batch, extent) for batch in (1, 2))
             given = one[self._latents]
             if len(given) != 1:
@@ -228,7 +222,7 @@ class Rehearsal:
         values = [float(torch.as_tensor(value).flatten()[0]) for value in seen]
         rule = next((name for name in TIMESTEP_RULES if _follows(name, values, last)), None)
         if rule is None:
-            raise self._refusal(f"it gives its denoiser {values} at the timesteps {list(_ASKED_TIMESTEPS)}")
+            raise self._refusal(f"it gives its denoiser {values} at the timesteps {list(ASKED_TIMESTEPS)}")
         (output,) = outputs
         for negated, value in ((False, 0.5), (True, -0.5)):
             if torch.equal(output, torch.full_like(output, value)):
@@ -239,7 +233,8 @@ class Rehearsal:
         """Tell how the autoencoder's latent follows from the denoiser's, from three latents that are decoded."""
         latents = self._parts.latents
         shape = latents.shape(1, extent.height, extent.width, extent.num_frames)
-        probe = torch.randn(shape.held, generator=torch.Generator().manual_seed(0))
+        # In quarters, which every dtype holds exactly: pipelines may cast what they are given.
+        probe = torch.randint(-8, 9, shape.held, generator=torch.Generator().manual_seed(0)) / 4
         zero, one, other = (
             self._decoded(extent, latent) for latent in (torch.zeros(shape.held), torch.ones(shape.held), probe)
         )
@@ -298,10 +293,12 @@ class Rehearsal:
         self._denoiser.forward = forward
         self._autoencoder.decode = on_decode
         try:
-            with _asked_scheduler(self.pipeline, on_step):
+            with asked_scheduler(self.pipeline, on_step):
                 call(self.pipeline, **arguments)
         except _EnoughError:
             return
+        except torch.OutOfMemoryError:
+            raise
         except (ValueError, TypeError, AttributeError, RuntimeError, KeyError, NotImplementedError) as error:
             raise self._refusal(f"it cannot be run for its conditions ({error})") from error
         raise self._refusal("it did not call its denoiser")
@@ -315,7 +312,7 @@ class Rehearsal:
             "height": extent.height,
             "width": extent.width,
             "num_frames": extent.num_frames,
-            "num_inference_steps": len(_ASKED_TIMESTEPS),
+            "num_inference_steps": len(ASKED_TIMESTEPS),
             "guidance_scale": guidance,
             "true_cfg_scale": 1.0,
             "latents": latents.to(self._denoiser.device),
@@ -339,7 +336,7 @@ class Rehearsal:
 
 def _follows(rule: str, values: Sequence[float], last: float) -> bool:
     """Tell whether these are what a rule makes of the asked timesteps, to within the rounding of bfloat16."""
-    expected = [TIMESTEP_RULES[rule](asked, last) for asked in _ASKED_TIMESTEPS]
+    expected = [TIMESTEP_RULES[rule](asked, last) for asked in ASKED_TIMESTEPS]
     return all(abs(a - b) <= 0.01 * abs(b) for a, b in zip(values, expected, strict=True))
 
 
@@ -354,68 +351,3 @@ def by_axes_of(latents: LatentFormat, latent: torch.Tensor) -> torch.Tensor:
 def along_channels(numbers: torch.Tensor, latents: LatentFormat) -> torch.Tensor:
     """Lay a number for each channel along that axis of a latent with a batch."""
     return numbers.reshape([-1 if axis == "channels" else 1 for axis in latents.axes])
-
-
-def _stand_in(spec: ComponentSpec, dtype: torch.dtype, device: torch.device) -> Any:
-    """A component without weights that says it is of a dtype and on a device."""
-    model_class: Any = resolve_class(spec)
-    model = build_empty(model_class, read_config(spec.folder / "config.json"), dtype)
-    answers = {"dtype": property(lambda _self: dtype), "device": property(lambda _self: device)}
-    model.__class__ = type(model_class.__name__, (model_class,), answers)
-    return model
-
-
-def _read_buffers(model: torch.nn.Module, spec: ComponentSpec) -> None:
-    """Give a stand-in the statistics that some autoencoders keep in their weights and pipelines read there."""
-    names = [name for name, _ in model.named_buffers()]
-    if not names:
-        return
-    stored = DiskMap(list(find_in_folder(spec.folder, "diffusion_pytorch_model", None).files))
-    for name in names:
-        if name in stored:
-            path, _, buffer = name.rpartition(".")
-            setattr(model.get_submodule(path), buffer, stored[name])
-
-
-@contextmanager
-def _asked_scheduler(pipeline: Any, on_step: Callable[[torch.Tensor], torch.Tensor | None] | None) -> Iterator[None]:
-    """Give a pipeline a scheduler with two timesteps that notes what it is given."""
-    before = pipeline.scheduler
-    scheduler = type(before).from_config(before.config)
-    set_timesteps = scheduler.set_timesteps
-
-    def asked(*args: Any, **kwargs: Any) -> None:
-        set_timesteps(*args, **kwargs)
-        scheduler.timesteps = torch.tensor(_ASKED_TIMESTEPS).to(scheduler.timesteps)
-
-    asked.__signature__ = inspect.signature(set_timesteps)  # type: ignore[attr-defined] # pipelines look what it takes
-
-    def step(output: torch.Tensor, _timestep: Any, sample: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        following = on_step(output) if on_step is not None else None
-        return (sample if not isinstance(following, torch.Tensor) else following,)
-
-    scheduler.set_timesteps, scheduler.step = asked, step
-    pipeline.scheduler = scheduler
-    try:
-        yield
-    finally:
-        pipeline.scheduler = before
-
-
-@contextmanager
-def _remembered(pipeline: Any, method: str) -> Iterator[None]:
-    """Let a method compute once for the same prompts, however often it is called."""
-    compute = getattr(pipeline, method)
-    known: dict[str, Any] = {}
-
-    def recall(*args: Any, **kwargs: Any) -> Any:
-        key = repr((args, sorted(kwargs.items())))
-        if key not in known:
-            known[key] = compute(*args, **kwargs)
-        return known[key]
-
-    setattr(pipeline, method, recall)
-    try:
-        yield
-    finally:
-        delattr(pipeline, method)

@@ -98,7 +98,8 @@ def train_model(
         rules, prepared, validation = _prepare(preparation, framed)
     subject = _subject(preparation)
     watcher.tell(str(subject.table))
-    state = begin(subject.parameters, settings, dtype, device.type)
+    network, parameters = world.joined(subject.denoiser, subject.parameters)
+    state = begin(parameters, settings, dtype, device.type)
     facts = {"denoiser": preparation.denoiser, "data": _digest(prepared)}
     checkpoints = Checkpoints(out / "checkpoints", settings.keep_checkpoints, settings, facts)
     if resume:
@@ -113,7 +114,7 @@ def train_model(
 
     run = Run(
         settings,
-        Denoiser(world.joined(subject.denoiser), rules, preparation.timesteps, dtype, device),
+        Denoiser(network, rules, preparation.timesteps, dtype, device),
         PreparedExamples(prepared, preparation.store, settings.caption_dropout, subject.conditions),
         objective,
         world,

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
+
+Parameters: TypeAlias = "dict[str, torch.nn.Parameter]"
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,12 @@ class World:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
-    def joined(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Return a network whose gradients are shared with the other processes."""
-        return network
+    def joined(self, network: torch.nn.Module, parameters: Parameters) -> tuple[torch.nn.Module, Parameters]:
+        """Return a network whose gradients are shared with the other processes, and what is trained of it.
+
+        Called before the optimizer is made.
+        """
+        return network, parameters
 
     @contextmanager
     def turn(self, network: torch.nn.Module, last: bool) -> Iterator[None]:
