@@ -87,7 +87,7 @@ def test_kohyas_layout_goes_by_the_original_names(name: str, layer: str, tiny_mo
 
 
 def test_layers_that_are_one_in_the_original_get_one_adapter_that_changes_them_alike(tiny_model: Model) -> None:
-    """FLUX.1 keeps queries, keys and values in one layer; in single blocks with the feed-forward, which is not adapted."""
+    """FLUX.1 keeps queries, keys and values in one layer, in single blocks with a feed-forward that is not adapted."""
     transformer: Any = lading.load_component(tiny_model("FLUX.1"), "transformer")
     parameters = adapted(transformer, rank=2, alpha=3)
     written = to_kohya(transformer, lora_state(transformer), 3 / 2)
