@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         load_components,
         load_model,
         load_pipeline,
+        plan,
         skip_model_initialization,
     )
     from lading.memory import (
@@ -63,6 +64,7 @@ _HOMES = {
         "load_components",
         "load_model",
         "load_pipeline",
+        "plan",
         "skip_model_initialization",
     ),
     "lading.memory": (

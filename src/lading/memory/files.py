@@ -29,16 +29,12 @@ class WeightFiles:
         self.weights = weights
         self.meter = Meter()
         self._readers = {inventory.file: FileReader(inventory, "stream") for inventory in inventories}
-        self._scratch = Scratch(min(PIECE_BYTES, max(unit_bytes // 8, 1 << 16)))
+        self._scratch = _scratch(unit_bytes)
 
     @property
     def casting_bytes(self) -> int:
         """The most that casts take on the way."""
         return THREADS * self._scratch.nbytes
-
-    def image(self, names: Iterable[str]) -> Image:
-        """Lay parameters out for memory."""
-        return Image({name: self.weights[name] for name in names})
 
     def tasks(self, image: Image, arena: Arena) -> list[Callable[[], None]]:
         """The reads and casts that fill an arena with an image."""
@@ -48,9 +44,21 @@ class WeightFiles:
     def read(self, name: str) -> torch.Tensor:
         """Read one parameter, on the CPU, in the dtype in which it computes."""
         weight = self.weights[name]
-        return self._readers[weight.info.file].tensor(weight.info, weight.dtype)
+        runs = [self._readers[run.file].tensor(run, weight.dtype) for run in weight.origin.runs]
+        if len(runs) == 1:
+            return runs[0]
+        return torch.cat([run.flatten() for run in runs]).view(weight.shape)
 
     def close(self) -> None:
         """Close the files; nothing may be read any more."""
         for reader in self._readers.values():
             reader.close()
+
+
+def casting_bytes(unit_bytes: int) -> int:
+    """Return the most that casts of weights in units of a size take on the way."""
+    return THREADS * _scratch(unit_bytes).nbytes
+
+
+def _scratch(unit_bytes: int) -> Scratch:
+    return Scratch(min(PIECE_BYTES, max(unit_bytes // 8, 1 << 16)))
