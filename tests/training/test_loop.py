@@ -151,7 +151,7 @@ def test_a_run_whose_trained_parameters_are_not_those_that_compute_stops_at_once
     def copies(network: torch.nn.Module, *args: Any) -> dict[str, torch.nn.Parameter]:
         return {name: torch.nn.Parameter(each.detach().clone()) for name, each in add_lora(network, *args).items()}
 
-    add_lora = subjects.add_lora
+    add_lora = lading.add_lora
     monkeypatch.setattr(subjects, "add_lora", copies)
     with pytest.raises(LadingError, match="step 1: no gradient reaches any of the 80 trainable parameters"):
         train_model("shapes", pictures, tmp_path, Settings(steps=2))

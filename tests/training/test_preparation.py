@@ -143,8 +143,9 @@ def test_captions_come_from_lines_tables_and_texts_in_folders_of_any_depth(tmp_p
     assert found == [("a.png", "one"), ("b/c.jpg", "two, and more"), ("b/d.webp", "three"), ("e/f.png", "four")]
 
 
-def _picture(folder: Path, name: str = "a.png") -> None:
+def _picture(folder: Path, name: str = "a.png") -> Path:
     Image.new("RGB", (8, 8)).save(folder / name)
+    return folder / name
 
 
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {

@@ -59,14 +59,15 @@ def add_lora(
     kept = [parameter for parameter in module.parameters() if parameter.requires_grad]
     config = LoraConfig(
         r=rank,
-        lora_alpha=rank if alpha is None else alpha,
+        lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type] # it takes any number
         target_modules=targets if isinstance(targets, str) else list(targets),
         lora_dropout=dropout,
         init_lora_weights=True,
     )
+    network: Any = module
     try:
-        if hasattr(module, "add_adapter") and hasattr(module, "_hf_peft_config_loaded"):
-            module.add_adapter(config, adapter_name=name)  # diffusers notes it, for what it does with adapters later
+        if hasattr(network, "add_adapter") and hasattr(network, "_hf_peft_config_loaded"):
+            network.add_adapter(config, adapter_name=name)  # diffusers notes it, for what it does with adapters later
         else:
             inject_adapter_in_model(config, module, adapter_name=name)
     except ValueError as error:
@@ -144,7 +145,8 @@ def save_lora(
     state = lora_state(module, name)
     if tensors is not None:
         state = {key: tensors[_parameter_name(key, name)] for key in state}
-    config = module.peft_config[name]  # type: ignore[index, union-attr] # lora_state has seen it
+    adapted: Any = module
+    config = adapted.peft_config[name]
     path.parent.mkdir(parents=True, exist_ok=True)
     if layout == "kohya":
         strength = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)

@@ -71,7 +71,7 @@ class TrainingTable:
         return sum(share.weight_bytes + share.gradient_bytes + share.optimizer_bytes for share in self.shares)
 
     def __str__(self) -> str:
-        rows = [("module", "", "dtype", "parameters", "weights", "gradients", "optimizer")]
+        rows: list[tuple[str, ...]] = [("module", "", "dtype", "parameters", "weights", "gradients", "optimizer")]
         for share in self.shares:
             sizes = (share.weight_bytes, share.gradient_bytes, share.optimizer_bytes)
             state = "trained" if share.trained else "frozen"

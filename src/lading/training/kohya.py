@@ -85,4 +85,5 @@ def _joined(
         else:
             rows: Any = module.get_submodule(layer)
             ups.append(torch.zeros(rows.out_features, 0))
-    return torch.cat(downs), torch.block_diag(*(up.cpu() for up in ups))
+    whole: torch.Tensor = torch.block_diag(*(up.cpu() for up in ups))  # type: ignore[no-untyped-call] # torch gives none
+    return torch.cat(downs), whole

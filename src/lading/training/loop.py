@@ -143,7 +143,7 @@ def _step(run: Run, state: State, batches: Sequence[tuple[int, tuple[int, ...]]]
             loss = _loss(run, group) / examples
             total += loss.detach()
             scaled = loss * world.size
-            (scaled if state.scaler is None else state.scaler.scale(scaled)).backward()
+            torch.autograd.backward(scaled if state.scaler is None else state.scaler.scale(scaled))
     loss_value = world.total(total)
     if not _finite(loss_value):
         return f"the loss is {loss_value}", loss_value, 0.0

@@ -77,7 +77,7 @@ class Diffusion:
         ones = torch.ones(len(timesteps), device=timesteps.device)
         if self.weighting == "none":
             return ones
-        snr = compute_snr(self.schedule, timesteps)
+        snr: torch.Tensor = compute_snr(self.schedule, timesteps)
         clipped = snr.clamp(max=self.gamma)
         if self.prediction == "sample":
             return clipped
@@ -105,7 +105,7 @@ class Flow:
     shift: float | DynamicShift
 
     def draw(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
-        level = compute_density_for_timestep_sampling(
+        level: torch.Tensor = compute_density_for_timestep_sampling(
             self.density, 1, self.logit_mean, self.logit_std, 1.29, generator=generator
         )[0]
         if isinstance(self.shift, DynamicShift):
@@ -179,6 +179,6 @@ def _known_density(name: str) -> str:
 
 def _shift(config: Any) -> float | DynamicShift:
     if config.get("use_dynamic_shifting"):
-        numbers = [config.get(name, usual) for name, usual in _SEQUENCE.items()]
-        return DynamicShift(*numbers, kind=config.get("time_shift_type", "exponential"))
+        base_tokens, max_tokens, base, most = (config.get(name, usual) for name, usual in _SEQUENCE.items())
+        return DynamicShift(base_tokens, max_tokens, base, most, config.get("time_shift_type", "exponential"))
     return float(config.get("flow_shift") or config.get("shift") or 1.0)

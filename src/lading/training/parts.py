@@ -15,8 +15,7 @@ from lading.hub import model_folder
 from lading.latents import LatentFormat
 from lading.loading.configs import read_config, read_model_index
 from lading.loading.latents import latent_format
-from lading.loading.loaders import ComponentSpec, resolve_class
-from lading.loading.pipeline import pipeline_class
+from lading.loading.loaders import ComponentSpec, find_pipeline_class, resolve_class
 
 _AUTOENCODERS = ("vae", "video_vae")
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -84,7 +83,7 @@ def examine(
     autoencoder = next((part for part in _AUTOENCODERS if part in specs), None)
     if autoencoder is None:
         raise _refusal(folder, name, f"it has no autoencoder ({' or '.join(_AUTOENCODERS)})")
-    found = pipeline_class(name, folder)
+    found = find_pipeline_class(name, folder / "model_index.json")
     _require_words_alone(folder, name, found)
     taken = read_config(specs[denoiser].folder / "config.json").get("in_channels")
     features = latents.channels * (latents.layout.patch.get("height", 1) ** 2 if latents.layout.packed else 1)

@@ -184,7 +184,8 @@ class Rehearsal:
             if len(given) != 1:
                 raise self._refusal(f"its denoiser is called with a batch of {len(given)} for one caption")
             rule, negated = self._loop(extent)
-            batched = batch_paths(*({**call, self._latents: None, self._timestep: None} for call in (one, two)))
+            beside: list[Any] = [{**call, self._latents: None, self._timestep: None} for call in (one, two)]
+            batched = batch_paths(beside[0], beside[1])
             scale, shift = self._decoding(extent)
         listed = isinstance(given, list)
         return DenoiserRules(self._latents, self._timestep, rule, negated, listed, batched, scale, shift)
