@@ -114,6 +114,7 @@ __all__ = [
     "manage",
     "manager_of",
     "open_checkpoint",
+    "plan",
     "register_architecture",
     "save_lora",
     "shipped_model",
