@@ -153,7 +153,7 @@ def test_a_run_whose_trained_parameters_are_not_those_that_compute_stops_at_once
 
     add_lora = lading.add_lora
     monkeypatch.setattr(subjects, "add_lora", copies)
-    with pytest.raises(LadingError, match="step 1: no gradient reaches any of the 80 trainable parameters"):
+    with pytest.raises(LadingError, match="step 1: no gradient reaches any of the 112 trainable parameters"):
         train_model("shapes", pictures, tmp_path, Settings(steps=2))
 
 

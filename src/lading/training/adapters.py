@@ -50,7 +50,7 @@ def add_lora(
     >>> lading.freeze(unet)
     >>> adapters = lading.add_lora(unet, rank=4)
     >>> len(adapters), {parameter.dtype for parameter in adapters.values()}
-    (80, {torch.float32})
+    (112, {torch.float32})
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -127,8 +127,8 @@ def save_lora(
 ) -> Path:
     """Write an adapter as safetensors, whole or not at all.
 
-    `pipeline.load_lora_weights` of diffusers reads both layouts, and draws what the network drew with the adapter, bit
-    for bit.
+    `pipeline.load_lora_weights` of diffusers reads both layouts, casts the adapter to the network's dtype, and draws
+    what the network draws with it in that dtype, bit for bit.
 
     Args:
         component: what the pipeline calls the network; None is "unet" for UNets and "transformer" for all else.

@@ -25,7 +25,7 @@ def measure(file: Path) -> tuple[int, int, int]:
     try:
         with Image.open(file) as picture:
             frames = getattr(picture, "n_frames", 1)
-            turned = picture.getexif().get(0x0112, 1) >= 5  # orientations that exchange the sides
+            turned = _orientation(picture) >= 5  # those that exchange the sides
             width, height = picture.size
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _bad(file, error) from None
@@ -59,7 +59,7 @@ def read_pixels(file: Path, fit: Fit, num_frames: int | None, flipped: bool = Fa
 
 
 def _fitted(frame: Image.Image, fit: Fit) -> np.ndarray:
-    picture = ImageOps.exif_transpose(frame)
+    picture = ImageOps.exif_transpose(frame) if _orientation(frame) != 1 else frame
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         ground = Image.new("RGBA", picture.size, "white")
@@ -70,6 +70,12 @@ def _fitted(frame: Image.Image, fit: Fit) -> np.ndarray:
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     box = (fit.left, fit.top, fit.left + fit.bucket.width, fit.top + fit.bucket.height)
     return np.asarray(picture.crop(box))
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Return what EXIF says, as far as the header has it: Pillow decodes a whole PNG to look behind its pixels."""
+    said = picture.format != "PNG" or "exif" in picture.info
+    return int(picture.getexif().get(0x0112, 1)) if said else 1
 
 
 def _bad(file: Path, error: Exception) -> BadPictureError:

@@ -90,9 +90,9 @@ def train_model(
     _require_fresh(out, resume)
     watcher = Watchers([watcher or Watcher(), *([StepLog(out / "log.jsonl")] if world.leads else [])])
     framed = frame_examples(examples, parts, settings, watcher)
-    out.mkdir(parents=True, exist_ok=True)
     device = torch.device(settings.device or default_device())
     dtype = named_dtype(settings.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
+    out.mkdir(parents=True, exist_ok=True)
     preparation = Preparation(parts, settings, dtype, device, Store(Path(cache or out / "cache")), watcher)
     with world.in_turn():
         rules, prepared, validation = _prepare(preparation, framed)
