@@ -80,6 +80,8 @@ class Architecture:
             and plain values, so that only a real call can be the trace.
         lora_targets: the modules that a LoRA changes by default; none for networks that no LoRA is made for.
         lora_layouts: name -> key map, for LoRA files whose modules have names that no checkpoint has.
+        kohya_layout: the layout, for a config, by whose names kohya's programs know the layers that they adapt; None
+            where they do not know the network.
         latent: where the network is a denoiser, the numbers of its latent.
     """
 
@@ -97,6 +99,7 @@ class Architecture:
     extras: Callable[[Shapes], dict[str, str]] = _no_extras
     lora_targets: tuple[str, ...] = ()
     lora_layouts: Mapping[str, KeyMap] = field(default_factory=dict)
+    kohya_layout: Callable[[Config], str] | None = None
     latent: LatentNumbers | None = None
 
     def key_map(self, layout: str, shapes: Mapping[str, Shape]) -> KeyMap | None:

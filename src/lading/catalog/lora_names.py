@@ -17,11 +17,13 @@ LORA, DORA = "LoRA", "DoRA"
 DENOISER = "denoiser"
 """What a UNet or a transformer is called here: LoRA files rarely say which of the two it is."""
 
+_KOHYA_ENDS = {"down": ".lora_down.weight", "up": ".lora_up.weight", "alpha": ".alpha"}
+"""How kohya's tools end the names of what they train."""
+
 _ENDS: tuple[tuple[str, str, str, str], ...] = (
     ("xlabs", LORA, "down", r"\.processor\.(?:qkv|proj)_lora[12]?\.down\.weight"),
     ("xlabs", LORA, "up", r"\.processor\.(?:qkv|proj)_lora[12]?\.up\.weight"),
-    ("kohya", LORA, "down", r"\.lora_down\.weight"),
-    ("kohya", LORA, "up", r"\.lora_up\.weight"),
+    *(("kohya" if part != "alpha" else "", LORA, part, re.escape(end)) for part, end in _KOHYA_ENDS.items()),
     ("kohya", "LoRA with a Tucker core", "core", r"\.lora_mid\.weight"),
     ("kohya", DORA, "magnitude", r"\.dora_scale"),
     ("diffusers", LORA, "down", r"(?:\.lora|_lora|\.lora_linear_layer)\.down\.weight"),
@@ -32,7 +34,6 @@ _ENDS: tuple[tuple[str, str, str, str], ...] = (
     ("peft", DORA, "magnitude", r"\.lora_magnitude_vector(?:\.weight)?"),
     ("diffsynth", LORA, "down", r"\.lora_A\.[^.]+\.weight"),
     ("diffsynth", LORA, "up", r"\.lora_B\.[^.]+\.weight"),
-    ("", LORA, "alpha", r"\.alpha"),
     ("kohya", "LoHa", "factor", r"\.hada_(?:w[12]_[ab]|t[12])"),
     ("kohya", "LoKr", "factor", r"\.lokr_(?:w[12](?:_[ab])?|t2)"),
     ("kohya", "OFT", "factor", r"\.(?:oft_blocks|oft_diag)"),
@@ -121,6 +122,16 @@ def parse_lora_key(name: str) -> LoraKey | None:
     if found[0].startswith("_lora."):
         module = _without_processor(module, component)
     return LoraKey(dialect, method, component, module, False, part)
+
+
+def kohya_names(module: str, component: str = DENOISER) -> dict[str, str]:
+    """Return what kohya's tools call the matrices and the alpha of a module's LoRA, by part.
+
+    >>> kohya_names("mid_block.proj_in")["down"]
+    'lora_unet_mid_block_proj_in.lora_down.weight'
+    """
+    prefix = next(prefix for prefix, meant in _FLAT_PREFIXES if meant == component)
+    return {part: prefix + module.replace(".", "_") + end for part, end in _KOHYA_ENDS.items()}
 
 
 def _without_processor(module: str, component: str) -> str:

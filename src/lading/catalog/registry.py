@@ -89,14 +89,19 @@ def registered_class(model_class: str) -> type | None:
     return _classes.get(model_class)
 
 
-def architecture_of(network: type) -> tuple[str, Architecture] | None:
+def architecture_of(network: type | str) -> tuple[str, Architecture] | None:
     """Return the family and the architecture of a class; None for a class that the catalog lacks.
 
-    A class may go by the name of any package that holds it, as in "diffusers.FluxTransformer2DModel".
+    Args:
+        network: the class, or its name, such as "diffusers.FluxTransformer2DModel". A class goes by that of any package
+            that holds it.
     """
-    packages = accumulate(network.__module__.split("."), "{}.{}".format)
-    names = {f"{package}.{network.__qualname__}" for package in packages}
-    names.update(name for name, registered in _classes.items() if registered is network)
+    if isinstance(network, str):
+        names = {network}
+    else:
+        packages = accumulate(network.__module__.split("."), "{}.{}".format)
+        names = {f"{package}.{network.__qualname__}" for package in packages}
+        names.update(name for name, registered in _classes.items() if registered is network)
     for name, family in _registered.items():
         for architecture in family.architectures:
             if architecture.model_class in names:

@@ -204,6 +204,7 @@ FAMILY = Family(
                 *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
             ),
             lora_layouts={"xlabs": _XLABS},
+            kohya_layout=lambda _: "original",
             latent=LatentNumbers(
                 ("batch", "channels", "height", "width"),
                 16,
