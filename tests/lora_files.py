@@ -77,11 +77,19 @@ class LoraFile:
 
     Attributes:
         tensors: by the file's names.
-        deltas: module, in the file's layout -> what is added to its weight.
+        added: module, in the file's layout -> its matrices, up and down, their scale, and the shape of its weight.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    deltas: dict[str, torch.Tensor] = field(default_factory=dict)
+    added: dict[str, tuple[torch.Tensor, torch.Tensor, float, Shape]] = field(default_factory=dict)
+
+    @property
+    def deltas(self) -> dict[str, torch.Tensor]:
+        """Module, in the file's layout -> what is added to its weight."""
+        return {
+            module: scale * (up.flatten(1) @ down.flatten(1)).reshape(shape)
+            for module, (up, down, scale, shape) in self.added.items()
+        }
 
     def add(
         self,
@@ -103,7 +111,7 @@ class LoraFile:
             if form.alpha is not None:
                 alpha = alphas[number % len(alphas)]
                 self.tensors[form.alpha.format(name)] = torch.tensor(alpha)
-            self.deltas[module] = alpha / rank * (up.flatten(1) @ down.flatten(1)).reshape(shape)
+            self.added[module] = up, down, alpha / rank, shape
         return self
 
     def save(self, file: Path, metadata: dict[str, str] | None = None) -> Path:
