@@ -107,7 +107,8 @@ def load_lora(module_or_pipeline: Any, file: CheckpointPath, scale: float = 1.0,
         raise ComponentError(f"{source}: {_why_not(lora, content, found)}")
     else:
         _add(source, target, found, name, scale, any(one.by_root for one in settings.values()))
-    layers = {component: len(pairs) for component, pairs in found.pairs.items() if pairs}
+    held = {component: adapted_layers(network.module) for component, network in target.networks.items()}
+    layers = {component: len(adapters[name]) for component, adapters in held.items() if name in adapters}
     return LoadedLora(name, checkpoint.files[0], lora.dialect, lora.made_for, scale, layers, found.unused)
 
 
