@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import torch
 
     from lading.checkpoint.casting import Span
+    from lading.checkpoint.decoding import Decoder
     from lading.checkpoint.dtypes import DtypeOf
+    from lading.checkpoint.encoding import Encoding
     from lading.checkpoint.upload import Upload
 
     Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -83,6 +85,7 @@ class FileReader:
             use,
         )
         self.choice = choose_way(facts) if forced is None else Choice(forced, "forced by LADING_READ")
+        self._decoders: dict[Encoding, Decoder] = {}
         self._fits = fits(facts.nbytes, facts.available)
         self._fetches = facts.resident < _RESIDENT and self._fits
         if self.choice.way == "direct" and not self._source.open_direct():
@@ -104,9 +107,17 @@ class FileReader:
         scratch: Scratch,
         on_bytes: OnBytes | None = None,
     ) -> list[Callable[[], None]]:
-        """The reads that fill tensors of other dtypes than the stored ones, for a `Reading` of several files."""
-        from lading.checkpoint.casting import cut_spans
+        """The reads that fill tensors of other dtypes than the stored ones, for a `Reading` of several files.
 
+        Raises:
+            CheckpointError: a tensor is encoded, and cannot be decoded here.
+        """
+        from lading.checkpoint.casting import cut_spans
+        from lading.checkpoint.decoding import decoder_of
+
+        for info in infos.values():
+            if info.encoding is not None and info.encoding not in self._decoders:
+                self._decoders[info.encoding] = decoder_of(info)
         return [partial(self._cast, span, scratch, on_bytes) for span in cut_spans(infos, targets, scratch.piece_bytes)]
 
     def fill(self, memory: memoryview, offset: int) -> None:
@@ -140,7 +151,11 @@ class FileReader:
 
         dtype_of = dtype_of or as_stored
         wanted = {name: cast_of(info, dtype_of(name)) for name, info in infos.items()}
-        cast = {name: info for name, info in infos.items() if wanted[name] and info.nbytes and info.stride is None}
+        cast = {
+            name: info
+            for name, info in infos.items()
+            if info.encoding is not None or (wanted[name] and info.nbytes and info.stride is None)
+        }
         stored = {name: info for name, info in infos.items() if name not in cast}
         targets = cast_targets(cast, wanted)
         memory, tasks = self._memory(stored, on_bytes)
@@ -211,7 +226,7 @@ class FileReader:
         with scratch.borrow() as arena:
             self._source.fill(arena.view(0, end - start), start)
             try:
-                cast_span(span, arena, start)
+                cast_span(span, arena, start, self._decoders)
             except RuntimeError as error:
                 raise CheckpointError(f"{self._source.file}: torch cannot cast its tensors: {error}") from None
         if on_bytes is not None:

@@ -1,8 +1,8 @@
 """The inventory of a file written by `torch.save`, without torch and without running what its pickle asks for.
 
-A pickle is a program. This reader runs it on a machine that knows a few harmless names: dicts, and the functions that
-rebuild tensors, replaced by ones that only note shape, dtype and where the bytes lie. Everything else is refused by
-name. Source of the formats: torch/serialization.py (`_save` for the zip format, `_legacy_save` for the older one).
+A pickle is a program. This reader runs it on a machine that knows a few harmless names: dicts, the functions that
+rebuild tensors, replaced by ones that only note shape, dtype and where the bytes lie, and what training scripts save
+beside the weights, replaced by nothing. Everything else is refused by name. Source of the formats: torch/serialization.py (`_save` for the zip format, `_legacy_save` for the older one).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, NoReturn
 
+from lading.checkpoint.encoding import encoding_of_package
 from lading.checkpoint.header import FileInventory, FileStamp, TensorInfo, check_tensor_name
 from lading.errors import CheckpointError
 from lading.sizes import DTYPE_BITS, tensor_nbytes
@@ -51,6 +52,23 @@ class _Dtype:
     name: str
 
 
+class _Nothing:
+    """Whatever a training script saved beside the weights: it takes what a pickle puts into it, and keeps none."""
+
+    def __new__(cls, *_arguments: object, **_options: object) -> _Nothing:
+        return super().__new__(cls)
+
+    def __setitem__(self, key: object, value: object) -> None: ...
+
+    def append(self, value: object) -> None: ...
+
+    def extend(self, values: object) -> None: ...
+
+    def add(self, value: object) -> None: ...
+
+    def update(self, values: object) -> None: ...
+
+
 @dataclass(frozen=True)
 class _Storage:
     key: str
@@ -65,6 +83,19 @@ class _Tensor:
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Wrapped:
+    """A tensor that a package makes of others.
+
+    Attributes:
+        kind: its class.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class _RefusedError(Exception):
@@ -110,6 +141,8 @@ class _Notary(pickle._Unpickler):
             return _Dtype(name)
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _Dtype(_STORAGES[name])
+        if module.partition(".")[0] in _BESIDE_WEIGHTS or (module, name) in _BESIDE_WEIGHTS:
+            return type(name, (_Nothing,), {})
         raise _RefusedError(f"it holds code, {module}.{name}")
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -163,6 +196,21 @@ def _rebuild_parameter(tensor: _Tensor, *_rest: object) -> _Tensor:
     return tensor
 
 
+def _rebuild_wrapped(kind: type, dtype: _Dtype, shape: tuple[int, ...], *_rest: object) -> _Wrapped:
+    sizes = tuple(shape)
+    if not issubclass(kind, _Nothing) or not all(type(size) is int and 0 <= size < 2**63 for size in sizes):
+        raise _RefusedError(f"a tensor has the impossible shape {shape!r:.80}")
+    return _Wrapped(kind.__name__, dtype.name, sizes)
+
+
+def _rebuild_by(rebuild: Callable[..., Any], _kind: object, arguments: tuple[Any, ...], *_rest: object) -> Any:
+    return rebuild(*arguments)
+
+
+def _dict(*_arguments: object) -> dict[Any, Any]:
+    return {}
+
+
 def _tuple(sizes: tuple[int, ...] = ()) -> tuple[int, ...]:
     return tuple(sizes)
 
@@ -173,16 +221,48 @@ def _nothing(*_arguments: object) -> None:
 
 _HARMLESS: dict[tuple[str, str], Callable[..., Any] | type] = {
     ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): _dict,
     ("torch", "Size"): _tuple,
     ("torch", "device"): _nothing,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_typed_tensor,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_by,
+    ("torch._utils", "_rebuild_wrapper_subclass"): _rebuild_wrapped,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     ("torch.serialization", "_get_layout"): _nothing,
 }
 
+_BESIDE_WEIGHTS: frozenset[str | tuple[str, str]] = frozenset(
+    (
+        "torchao",
+        "lightning",
+        "lightning_fabric",
+        "omegaconf",
+        "pytorch_lightning",
+        ("_codecs", "encode"),
+        ("argparse", "Namespace"),
+        ("builtins", "dict"),
+        ("builtins", "int"),
+        ("builtins", "list"),
+        ("builtins", "set"),
+        ("copyreg", "_reconstructor"),
+        ("datetime", "datetime"),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy.core.multiarray", "scalar"),
+        ("pathlib", "PosixPath"),
+        ("pathlib", "WindowsPath"),
+        ("torch", "Tensor"),
+        ("torch.nn.parameter", "Parameter"),
+        ("typing", "Any"),
+    )
+)
+"""What checkpoints of training hold beside weights: options, counters, states of callbacks. Packages are whole."""
 
 Extents = dict[str, tuple[int, int]]
 """Where each storage lies: key -> (offset in the file, bytes)."""
@@ -279,7 +359,7 @@ def _flatten(
         for name, value in node.items():
             if not isinstance(name, str):
                 continue
-            if isinstance(value, _Tensor):
+            if isinstance(value, (_Tensor, _Wrapped)):
                 check_tensor_name(prefix + name, file)
                 tensors[prefix + name] = _locate(prefix + name, value, file, extents, nbytes)
                 layout[name] = value.shape
@@ -290,7 +370,10 @@ def _flatten(
     return walk(root, "", 0), tensors
 
 
-def _locate(name: str, tensor: _Tensor, file: Path, extents: Extents, nbytes: int) -> TensorInfo:
+def _locate(name: str, tensor: _Tensor | _Wrapped, file: Path, extents: Extents, nbytes: int) -> TensorInfo:
+    if isinstance(tensor, _Wrapped):
+        encoding = encoding_of_package(f"torchao {tensor.kind}", "torchao")
+        return TensorInfo(tensor.dtype, tensor.shape, file, 0, 0, encoding=encoding)
     if tensor.storage.key not in extents:
         raise CheckpointError(f"{file}: tensor {name!r} has no data in the file: it is truncated or damaged")
     base, held = extents[tensor.storage.key]
