@@ -17,6 +17,7 @@ from lading.catalog.normalise import Part, divide, sort_content, unwrap
 from lading.catalog.shapes import Shapes, UnknownSizeError
 from lading.catalog.structure import Fit, Signature, patterns_of, shipped_signatures
 from lading.checkpoint.inventory import Checkpoint, hash_layout, open_checkpoint
+from lading.checkpoint.quantised import find_weights
 from lading.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -62,12 +63,22 @@ def identify(path: CheckpointPath) -> Identification:
 
 def identify_checkpoint(checkpoint: Checkpoint) -> Identification:
     """Tell what an opened checkpoint is; see `identify`."""
-    shapes = {name: info.shape for name, info in checkpoint.items()}
-    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint))
+    weights = find_weights(checkpoint)
+    shapes = {name: info.shape for name, info in weights.tensors.items()}
+    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint), checkpoint.containers)
+    if not weights.shapes_known:
+        found = _without_shapes(found, shapes, checkpoint.containers)
     candidates, contradictions = _with_sibling_config(list(found.candidates), checkpoint)
     problems = [_missing_shards(checkpoint.missing)] if checkpoint.missing else []
+    problems += [f"quantised: {remedy}" for remedy in weights.remedies]
     problems += [*found.problems, *contradictions, *_ambiguities(candidates)]
-    return replace(found, files=checkpoint.files, candidates=tuple(candidates), problems=tuple(problems))
+    return replace(
+        found,
+        files=checkpoint.files,
+        candidates=tuple(candidates),
+        problems=tuple(problems),
+        quantised=weights.schemes,
+    )
 
 
 def identify_tensors(shapes: Mapping[str, Shape]) -> Identification:
@@ -76,7 +87,25 @@ def identify_tensors(shapes: Mapping[str, Shape]) -> Identification:
     return replace(found, problems=(*found.problems, *_ambiguities(found.candidates)))
 
 
-def _identify(shapes: Mapping[str, Shape], digest: str, hints: str) -> Identification:
+def _without_shapes(found: Identification, shapes: Mapping[str, Shape], containers: tuple[str, ...]) -> Identification:
+    """Name the networks of a file whose shapes are not those of its network: by names, without their configs."""
+    candidates = []
+    for part in divide(Shapes(shapes), containers):
+        for view in unwrap(part):
+            patterns = patterns_of(view.shapes)
+            for signature in _signatures():
+                if signature.fit(patterns).is_full:
+                    component = registry.find_architecture(signature.family, signature.model_class).component
+                    candidate = Candidate(
+                        signature.family, component, signature.model_class, {}, signature.layout, "structure"
+                    )
+                    candidates.append(replace(candidate, prefix=view.prefix))
+    return replace(found, candidates=tuple(candidates) or found.candidates)
+
+
+def _identify(
+    shapes: Mapping[str, Shape], digest: str, hints: str, containers: tuple[str, ...] = ()
+) -> Identification:
     problems = []
     known = known_models().get(digest)
     if known is not None and any("," in name or ":" in name for name in shapes):
@@ -88,7 +117,7 @@ def _identify(shapes: Mapping[str, Shape], digest: str, hints: str) -> Identific
     if content.lora is not None:
         problems.append(f"a LoRA in the {content.lora} dialect, no network: load it onto the one it was made for")
         return Identification((), digest, (), tuple(problems), known)
-    findings = _findings(content.whole)
+    findings = _findings(content.whole, containers)
     candidates = _ranked([one for finding in findings for one in finding.candidates], known, hints)
     problems += [problem for finding in findings for problem in finding.problems]
     if candidates:
@@ -106,17 +135,17 @@ def _identify(shapes: Mapping[str, Shape], digest: str, hints: str) -> Identific
     return Identification((), digest, tuple(candidates), tuple(problems), known, nearest)
 
 
-def _findings(whole: Shapes) -> list[_Finding]:
+def _findings(whole: Shapes, containers: tuple[str, ...]) -> list[_Finding]:
     """What is in the file; installed packages are asked where nothing that is known already fits."""
-    findings = _findings_in_parts(whole)
+    findings = _findings_in_parts(whole, containers)
     if not any(finding.complete for finding in findings) and registry.load_entry_points():
-        return _findings_in_parts(whole)
+        return _findings_in_parts(whole, containers)
     return findings
 
 
-def _findings_in_parts(whole: Shapes) -> list[_Finding]:
+def _findings_in_parts(whole: Shapes, containers: tuple[str, ...]) -> list[_Finding]:
     """Look at the parts that the prefixes of usual repackagings make, then at the file as one network."""
-    parts = divide(whole)
+    parts = divide(whole, containers)
     findings = [_look_at(part) for part in parts]
     if any(finding.complete for finding in findings) or not any(part.prefix for part in parts):
         return findings

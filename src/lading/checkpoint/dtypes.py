@@ -57,9 +57,9 @@ def element_count(info: TensorInfo) -> int:
     return (info.end - info.start) // torch_dtype_of(info).itemsize
 
 
-def is_stored_as(info: TensorInfo, dtype: torch.dtype | None) -> bool:
-    """Whether a tensor's bytes in the file are those of a tensor of a dtype; None stands for any."""
-    return info.encoding is None and dtype in (None, torch_dtype_of(info))
+def is_stored_as(info: TensorInfo, dtype: torch.dtype) -> bool:
+    """Whether a tensor's bytes in the file are those of a tensor of a dtype."""
+    return info.encoding is None and torch_dtype_of(info) == dtype
 
 
 def named_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -6,13 +6,10 @@ Elements that lie together in memory lie together in the file, so that any run o
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from lading.checkpoint.header import FileStamp, TensorInfo
 from lading.errors import CheckpointError
-
-_SIDE_SHARE = 1 / 256
-"""Of an encoded tensor's bytes: companions up to this share may stay in memory where little else may."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +28,25 @@ class Companion:
         """In the file."""
         return self.info.end - self.info.start
 
-    def read(self) -> bytes:
-        """Read its bytes.
+    @property
+    def is_here(self) -> bool:
+        """Whether its file is on this machine; the headers of a hub's files are read where they are."""
+        return self.stamp.inode != 0
+
+    def read(self, start: int = 0, end: int | None = None) -> bytes:
+        """Read its bytes from one on, up to another or to the last.
 
         Raises:
             CheckpointError: the file cannot be read, or has changed.
         """
-        file = self.info.file
+        file, nbytes = self.info.file, (self.nbytes if end is None else end) - start
         try:
             with file.open("rb", buffering=0) as stream:
                 stamp = FileStamp.of(os.fstat(stream.fileno()))
-                data = os.pread(stream.fileno(), self.nbytes, self.info.start)
+                data = os.pread(stream.fileno(), nbytes, self.info.start + start)
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-        if stamp != self.stamp or len(data) != self.nbytes:
+        if stamp != self.stamp or len(data) != nbytes:
             raise CheckpointError(f"{file}: the file changed after its header was read: load it again")
         return data
 
@@ -67,14 +69,9 @@ class Encoding:
         """Return the bytes that so many elements take, counted from the first of a block."""
         return -(-elements // self.block) * self.block_bytes
 
-    def after(self, elements: int) -> Encoding | None:
-        """Return the encoding of what follows so many elements; None where that would cut a block."""
-        return self if elements % self.block == 0 else None
-
-    def needs_little(self, info: TensorInfo) -> bool:
-        """Whether what is needed to decode a tensor is next to nothing beside it."""
-        values = (getattr(self, one.name) for one in fields(self))
-        return sum(value.nbytes for value in values if isinstance(value, Companion)) <= _SIDE_SHARE * info.nbytes
+    def after(self, elements: int) -> Encoding:
+        """Return the encoding of what follows so many elements, which are whole blocks."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -92,12 +89,13 @@ class GgmlBlocks(Encoding):
 class ScaledCodes(Encoding):
     """Codes of few bits, and a scale for each group of consecutive elements.
 
-    An element is its code's value, times its group's scale, times `factor`; computed in float32.
+    An element is its code's value less its group's zero, times its group's scale, times `factor`; all in float32.
 
     Attributes:
         codes: torch's name of the codes' dtype; "high nibble first" or "low nibble first" for codes of four bits.
         scales: one for each group; where there is a `scale_table`, codes themselves.
         group: elements that share a scale.
+        zeros: one for each group; None for 0.
         table: the values of codes of four bits; None for those of float4_e2m1fn.
         scale_of_scales: one number that all scales are multiplied by.
         scale_table: the values of the scales' codes. `nested` are their scales, one for each `nested_group`, and
@@ -110,6 +108,7 @@ class ScaledCodes(Encoding):
     scales: Companion
     group: int
     factor: float = 1.0
+    zeros: Companion | None = None
     table: Companion | None = None
     scale_of_scales: Companion | None = None
     scale_table: Companion | None = None
@@ -119,8 +118,8 @@ class ScaledCodes(Encoding):
     tiled: tuple[int, int] | None = None
     first: int = 0
 
-    def after(self, elements: int) -> ScaledCodes | None:
-        return replace(self, first=self.first + elements) if elements % self.block == 0 else None
+    def after(self, elements: int) -> ScaledCodes:
+        return replace(self, first=self.first + elements)
 
 
 @dataclass(frozen=True)

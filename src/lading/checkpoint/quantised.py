@@ -17,6 +17,7 @@ from lading.checkpoint.encoding import Companion, Encoding, ForeignEncoding, Sca
 from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.inventory import Checkpoint
 from lading.errors import CheckpointError
+from lading.sizes import DTYPE_BITS
 
 _MAX_JSON_BYTES = 4096
 _MAX_JSON_TENSORS = 20_000
@@ -70,6 +71,18 @@ def find_weights(checkpoint: Checkpoint) -> Weights:
     )
 
 
+def as_the_network_has_it(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint whose quantised weights are tensors like others, which are decoded when they are read.
+
+    Raises:
+        CheckpointError: lading cannot decode some; what can is named.
+    """
+    weights = find_weights(checkpoint)
+    if weights.remedies:
+        raise CheckpointError(f"{', '.join(map(str, checkpoint.files))}: quantised: {'; '.join(weights.remedies)}")
+    return replace(checkpoint, tensors=weights.tensors)
+
+
 class _Sorter:
     """Gives each weight its encoding; a weight that is not as expected stays as it is."""
 
@@ -86,7 +99,13 @@ class _Sorter:
         info, absmax, table = (self._stored.get(f"{weight}{end}") for end in ("", ".absmax", ".quant_map"))
         if info is None or absmax is None or table is None:
             return
+        ends = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
+        self._drop(name, *(f"{weight}{end}" for end in ends))
         state = self._json(name)
+        if state is None:
+            remedy = "its shapes are in the file, which is not here: fetch it"
+            self._found(weight, replace(info, encoding=ForeignEncoding(f"bitsandbytes {name[-3:]}", 1, 1, remedy, False)))
+            return
         shape, dtype, group = state.get("shape"), state.get("dtype"), state.get("blocksize")
         sizes = isinstance(shape, list) and all(type(size) is int and 0 <= size < 2**63 for size in shape)
         scheme = f"bitsandbytes {name[-3:]}"
@@ -94,7 +113,9 @@ class _Sorter:
             raise self._damaged(name, f"describes no weight: {str(state)[:200]}")
         count = prod(shape)
         groups = -(-count // group)
-        expected = {weight: (info, -(-count // 2)), f"{weight}.absmax": (absmax, groups)}
+        if info.nbytes != -(-count // 2):
+            raise self._damaged(weight, f"has {info.nbytes} bytes, {scheme} of shape {tuple(shape)} another number")
+        expected = {f"{weight}.absmax": (absmax, groups)}
         nested = self._stored.get(f"{weight}.nested_absmax")
         scale_table = self._stored.get(f"{weight}.nested_quant_map")
         nested_group, offset = state.get("nested_blocksize", 1), state.get("nested_offset", 0.0)
@@ -118,8 +139,6 @@ class _Sorter:
             offset=float(offset),
         )
         self._found(weight, replace(info, shape=tuple(shape), dtype=dtype, encoding=encoding))
-        ends = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
-        self._drop(name, *(f"{weight}{end}" for end in ends))
 
     def bitsandbytes_8bit(self, name: str, layer: str) -> None:
         """`SCB` holds the largest magnitude of each row, for which the code is 127."""
@@ -127,12 +146,11 @@ class _Sorter:
         if info is None or info.dtype != "int8" or not info.shape:
             return
         self._require_counts("bitsandbytes int8", {name: (scales, info.shape[0])})
-        row = prod(info.shape[1:])
-        encoding: Encoding = ScaledCodes(
-            "bitsandbytes int8", 1, 1, "int8", self._companion(scales), max(row, 1), factor=1 / 127
-        )
+        row = max(prod(info.shape[1:]), 1)
+        companion = self._companion(scales)
+        encoding: Encoding = ScaledCodes("bitsandbytes int8", 1, 1, "int8", companion, row, factor=1 / 127)
         order = self._stored.get(f"{layer}.weight_format")
-        if order is not None and any(self._companion(order).read()):
+        if order is not None and self._companion(order).is_here and any(self._companion(order).read()):
             encoding = ForeignEncoding(
                 "bitsandbytes int8 in tiles", 1, 1, "its rows are in the order of a GPU: save it anew with bitsandbytes"
             )
@@ -146,7 +164,7 @@ class _Sorter:
         if info is None or not info.shape or (not name.endswith(".scale_weight") and _has_all_its_bits(info)):
             return
         marker = self._stored.get(f"{layer}.comfy_quant")
-        described = self._json(f"{layer}.comfy_quant") if marker is not None else {}
+        described = (self._json(f"{layer}.comfy_quant") or {"": ""}) if marker is not None else {}
         second = self._stored.get(f"{layer}.weight_scale_2")
         kind = described.get("format") or ("nvfp4" if second is not None else info.dtype)
         encoding = self._scaled_encoding(info, scales, second, str(kind), described)
@@ -182,12 +200,21 @@ class _Sorter:
             return self._strange(kind, info) if described else None
         if described.get("convrot"):
             return self._strange(f"{kind} with rotated rows", info)
-        scheme, itemsize = f"scaled {info.dtype}", (info.end - info.start) // max(prod(info.shape), 1)
-        if count == 1:
-            return ScaledCodes(scheme, 1, itemsize, info.dtype, companion, max(prod(info.shape), 1))
-        if count == rows:
-            return ScaledCodes(scheme, 1, itemsize, info.dtype, companion, max(row, 1))
-        return self._strange(f"{scheme} in blocks", info)
+        scheme = f"scaled {info.dtype}"
+        return self._by_rows(scheme, info, scales) or self._strange(f"{scheme} in blocks", info)
+
+    def _by_rows(
+        self, scheme: str, info: TensorInfo, scales: TensorInfo, zeros: TensorInfo | None = None
+    ) -> ScaledCodes | None:
+        """Codes with one scale for all of them or one for each row; None where there are others."""
+        count, rows = prod(scales.shape), info.shape[0] if info.shape else 1
+        nbytes, rest = divmod(DTYPE_BITS[info.dtype], 8)
+        if rest or count not in (1, rows) or (zeros is not None and prod(zeros.shape) != count):
+            return None
+        elements = prod(info.shape)
+        group = max(elements if count == 1 else elements // max(rows, 1), 1)
+        between = None if zeros is None else self._companion(zeros)
+        return ScaledCodes(scheme, 1, nbytes, info.dtype, self._companion(scales), group, zeros=between)
 
     def _strange(self, kind: str, info: TensorInfo) -> ForeignEncoding:
         known = info.dtype not in ("uint8", "int32")
@@ -195,33 +222,37 @@ class _Sorter:
         return ForeignEncoding(kind, 1, 1, remedy, known)
 
     def quanto(self, name: str, weight: str) -> None:
-        """`weight._data` holds the codes; packed ones are `weight._data._data`."""
+        """`weight._data` holds the codes, `weight._scale` a scale for each row; packed codes are `weight._data._data`."""
         packed = weight.endswith("._data")
         weight = weight.removesuffix("._data")
-        if f"{weight}._scale" not in self._stored or weight in self._stored:
+        info, scales = self._stored[name], self._stored.get(f"{weight}._scale")
+        if scales is None or weight in self._stored:
             return
-        info = self._stored[name]
-        info = info if len(info.shape) == 2 else replace(info, shape=(info.nbytes, 1))
-        scheme = "quanto, packed" if packed else f"quanto {info.dtype}"
-        encoding = encoding_of_package(scheme, "optimum-quanto", not packed)
+        encoding: Encoding | None = None if packed else self._by_rows(f"quanto {info.dtype}", info, scales)
+        if encoding is None:
+            info = _in_two_axes(info)
+            encoding = encoding_of_package("quanto, packed", "optimum-quanto", shape_known=False)
         layer = weight.rpartition(".")[0]
-        self._found(weight, replace(info, dtype="bfloat16", encoding=encoding), layer)
+        self._found(weight, replace(info, dtype=scales.dtype, encoding=encoding), layer)
         self._drop(name, f"{weight}._scale", f"{weight}._shift")
 
     def torchao(self, weight: str, description: Mapping[str, Any]) -> None:
         """A weight of `a.b.weight` is several tensors, `a.b._weight_qdata` and such."""
         module, _, attribute = weight.rpartition(".")
         head = f"{module}{'.' if module else ''}_{attribute}_"
-        parts = [f"{head}{part}" for part in description["_tensor_data_names"]]
-        codes = self._stored.get(f"{head}qdata")
+        codes, scales, zeros = (self._stored.get(f"{head}{part}") for part in ("qdata", "scale", "zero_point"))
         if codes is None or weight in self._stored:
             return
-        kind = str(description.get("_type"))
-        known = kind in ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
-        codes = codes if len(codes.shape) == 2 else replace(codes, shape=(codes.nbytes, 1))
-        encoding = encoding_of_package(f"torchao {kind}", "torchao", known)
-        self._found(weight, replace(codes, dtype="bfloat16", encoding=encoding), module)
-        self._drop(*parts)
+        kind, dtype = str(description.get("_type")), _torchao_dtype(description)
+        encoding: Encoding | None = None
+        if kind in ("Int8Tensor", "Float8Tensor") and scales is not None:
+            encoding = self._by_rows(f"torchao {kind}", codes, scales, zeros)
+        if encoding is None:
+            known = kind in ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
+            encoding = encoding_of_package(f"torchao {kind}", "torchao", known)
+            codes = _in_two_axes(codes)
+        self._found(weight, replace(codes, dtype=dtype, encoding=encoding), module)
+        self._drop(*(f"{head}{part}" for part in description["_tensor_data_names"]))
 
     def marker(self, name: str, _prefix: str) -> None:
         """`scaled_fp8` says with its dtype what the file's weights are, and they say it themselves."""
@@ -233,6 +264,7 @@ class _Sorter:
         self._drop(*(f"{layer}.{end}" for layer in self._layers for end in ends))
 
     def _found(self, weight: str, info: TensorInfo, layer: str | None = None) -> None:
+        self._require_rows(info)
         self.weights[weight] = info
         self._layers.add(weight.rpartition(".")[0] if layer is None else layer)
 
@@ -242,11 +274,14 @@ class _Sorter:
                 self.companions.add(name)
 
     def _companion(self, info: TensorInfo) -> Companion:
+        self._require_rows(info)
         return Companion(info, self._stamps[info.file])
 
-    def _json(self, name: str) -> dict[str, Any]:
-        """Read a tensor whose bytes are JSON."""
+    def _json(self, name: str) -> dict[str, Any] | None:
+        """Read a tensor whose bytes are JSON; None where only the header is on this machine."""
         info = self._stored[name]
+        if not self._companion(info).is_here:
+            return None
         self._read += 1
         if info.nbytes > _MAX_JSON_BYTES or self._read > _MAX_JSON_TENSORS:
             raise self._damaged(name, "is more than any quantiser writes")
@@ -257,6 +292,11 @@ class _Sorter:
         if not isinstance(content, dict):
             raise self._damaged(name, "is not a JSON object")
         return content
+
+    @staticmethod
+    def _require_rows(info: TensorInfo) -> None:
+        if info.stride is not None:
+            raise CheckpointError(f"{info.file}: quantised, and not stored row by row: use `lading convert` first")
 
     def _require_counts(self, scheme: str, expected: Mapping[str, tuple[TensorInfo, int]]) -> None:
         for name, (info, count) in expected.items():
@@ -295,6 +335,19 @@ def _described_by_torchao(metadata: Mapping[str, str]) -> dict[str, dict[str, An
         if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
             found[name] = description
     return found
+
+
+def _in_two_axes(info: TensorInfo) -> TensorInfo:
+    """Packed codes in the number of axes that the weights of linear layers have."""
+    return info if len(info.shape) == 2 else replace(info, shape=(info.nbytes, 1))
+
+
+def _torchao_dtype(description: Mapping[str, Any]) -> str:
+    """The dtype of the weight that was quantised."""
+    data = description.get("_data")
+    dtype = data.get("dtype") if isinstance(data, dict) else None
+    name = dtype.get("_data") if isinstance(dtype, dict) else None
+    return name if isinstance(name, str) and name in ("float32", "float16") else "bfloat16"
 
 
 def _has_all_its_bits(info: TensorInfo) -> bool:

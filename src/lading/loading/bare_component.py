@@ -11,6 +11,7 @@ import torch
 from lading.catalog import Candidate, Identification, identify_checkpoint
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.dtypes import named_dtype
+from lading.checkpoint.quantised import as_the_network_has_it
 from lading.errors import ComponentError
 from lading.loading.chosen import find_network
 from lading.loading.mapped import load_source
@@ -33,7 +34,7 @@ def load_bare_component(
         CheckpointError: names or shapes do not agree with the network's.
         MemoryLimitError: the limit is too small.
     """
-    checkpoint = open_checkpoint(Path(file))
+    checkpoint = as_the_network_has_it(open_checkpoint(Path(file)))
     chosen = find_network(_named(identify_checkpoint(checkpoint), name), checkpoint, None, False)
     assert chosen.source is not None  # a candidate's tensors always have a source
     if torch_dtype is not None:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lading.checkpoint import open_checkpoint
 from lading.checkpoint.dtypes import named_dtype
 from lading.checkpoint.files import find_in_folder
+from lading.checkpoint.quantised import as_the_network_has_it
 from lading.errors import ComponentError
 from lading.loading.configs import read_config
 from lading.loading.model import load_labelled
@@ -148,8 +150,9 @@ def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -
         return _load_quantized(spec, model_class, options)
     stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else None
     files = find_in_folder(spec.folder, stem, options.variant).files
+    checkpoint = as_the_network_has_it(open_checkpoint(files))
     device, limits = options.device or "cpu", options.limits
-    model: torch.nn.Module = load_labelled(spec.name, model_class, files, config, dtype, device, limits)
+    model: torch.nn.Module = load_labelled(spec.name, model_class, checkpoint, config, dtype, device, limits)
     if is_transformers_model(model_class):
         _load_generation_config(spec, model)
     _name_origin(model, spec.folder)

@@ -12,6 +12,7 @@ from lading import devices
 from lading.catalog import Candidate
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
 from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype, torch_dtype_of
+from lading.checkpoint.quantised import as_the_network_has_it
 from lading.errors import LadingError
 from lading.loading.chosen import find_config, find_network
 from lading.loading.collection import collection_put_off
@@ -99,13 +100,15 @@ def load_model(
     if rules is not None and limits is not None:
         raise LadingError("load_model: memory_limit and vram_config both say where weights are: give one of them")
     path = path if isinstance(path, (str, os.PathLike)) else list(path)
-    chosen = find_network(model_class, open_checkpoint(path), config, state_dict_converter is not None)
+    converts = state_dict_converter is not None  # it gets what is stored
+    checkpoint = open_checkpoint(path) if converts else as_the_network_has_it(open_checkpoint(path))
+    chosen = find_network(model_class, checkpoint, config, converts)
     found, label, config = cast("type[ModelT]", chosen.model_class), chosen.model_class.__name__, chosen.config
 
     def load(dtype: torch.dtype | None, place: str | torch.device) -> ModelT:
         if chosen.source is not None:
             return load_source(label, found, chosen.source, config, dtype, torch.device(place), limits, use_disk_map)
-        return load_labelled(label, found, path, config, dtype, place, limits, state_dict_converter, use_disk_map)
+        return load_labelled(label, found, checkpoint, config, dtype, place, limits, state_dict_converter, use_disk_map)
 
     if rules is None or module_map is None:
         return load(dtype, device)
@@ -121,7 +124,7 @@ def load_model(
 def load_labelled(
     label: str,
     model_class: type[ModelT],
-    path: CheckpointPath,
+    checkpoint: Checkpoint,
     config: Any,
     torch_dtype: torch.dtype | str | None,
     device: str | torch.device,
@@ -132,8 +135,6 @@ def load_labelled(
     """Load a network as `load_model` does, under the name that its progress bar shows."""
     dtype = None if torch_dtype is None else named_dtype(torch_dtype)
     device = torch.device(device)
-    path = path if isinstance(path, (str, os.PathLike)) else list(path)
-    checkpoint = open_checkpoint(path)
     source = ", ".join(str(file) for file in checkpoint.files)
     config = find_config(model_class, config, checkpoint)
     dtype_of = _dtype_rule(model_class, config, dtype, checkpoint)
@@ -151,7 +152,7 @@ def load_labelled(
             return uploaded
     tensors: Mapping[str, torch.Tensor]
     if use_disk_map:
-        tensors = DiskMap(path)
+        tensors = DiskMap(checkpoint)
     else:
         converts = state_dict_converter is not None  # it gets what is stored, on the CPU
         place = "cpu" if converts or itself else device

@@ -98,7 +98,7 @@ class SourceMap(DiskMap):
     """A disk map of a source's tensors: each is read, and put together, when it is asked for."""
 
     def __init__(self, source: Source, dtype_of: DtypeOf = as_stored) -> None:
-        super().__init__(list(source.checkpoint.files))
+        super().__init__(source.checkpoint)
         self._source = source
         self._dtype_of = dtype_of
         self._sources = {name: name for name in source.origins}

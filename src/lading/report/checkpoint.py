@@ -36,6 +36,7 @@ def checkpoint_json(
         "metadata": checkpoint.metadata,
         "candidates": candidates,
         "problems": list(identification.problems),
+        "quantised": dict(identification.quantised),
     }
     return json.dumps(facts)
 
