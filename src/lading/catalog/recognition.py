@@ -68,7 +68,7 @@ def identify_checkpoint(checkpoint: Checkpoint) -> Identification:
     found = _identify(shapes, checkpoint.hash(), _hints(checkpoint), checkpoint.containers)
     if not weights.shapes_known:
         found = _without_shapes(found, shapes, checkpoint.containers)
-    candidates, contradictions = _with_sibling_config(list(found.candidates), checkpoint)
+    candidates, contradictions = _with_configs(list(found.candidates), checkpoint)
     problems = [_missing_shards(checkpoint.missing)] if checkpoint.missing else []
     problems += [f"quantised: {remedy}" for remedy in weights.remedies]
     problems += [*found.problems, *contradictions, *_ambiguities(candidates)]
@@ -311,27 +311,40 @@ def _hints(checkpoint: Checkpoint) -> str:
     return " ".join(texts).lower()
 
 
-def _with_sibling_config(candidates: list[Candidate], checkpoint: Checkpoint) -> tuple[list[Candidate], list[str]]:
-    """Let the config.json beside the file decide what shapes leave open, and say where it contradicts them."""
+def _with_configs(candidates: list[Candidate], checkpoint: Checkpoint) -> tuple[list[Candidate], list[str]]:
+    """Let the config.json of a network decide what shapes leave open, and say where it contradicts them."""
+    problems = []
+    for inventory in checkpoint.inventories:
+        for prefix, config in inventory.configs.items():
+            own = [one for one in candidates if one.prefix == prefix]
+            decided, found = _decided(own, config, f"{inventory.file}: {prefix}config.json")
+            candidates = [*decided, *(one for one in candidates if one not in own)]
+            problems += found
     file = checkpoint.files[0].parent / "config.json"
     try:
         sibling = json.loads(file.read_bytes()) if file.is_file() and file.stat().st_size < 1_000_000 else None
     except (OSError, ValueError, RecursionError):
         sibling = None
-    if not isinstance(sibling, dict):
+    candidates, found = _decided(candidates, sibling, str(file))
+    return candidates, [*problems, *found]
+
+
+def _decided(candidates: list[Candidate], config: Any, where: str) -> tuple[list[Candidate], list[str]]:
+    """Keep of the candidates of a prefix the one that a config is of, with what it says."""
+    if not isinstance(config, dict):
         return candidates, []
-    names = [sibling.get("_class_name"), *(sibling.get("architectures") or ())]
+    names = [config.get("_class_name"), *(config.get("architectures") or ())]
     fitting = [one for one in candidates if one.model_class and one.model_class.rpartition(".")[2] in names]
     if not fitting:
         return candidates, []
     chosen = fitting[0]
     problems = [
-        f"{file}: says {key} {sibling[key]!r}, the tensors say {value!r}"
+        f"{where}: says {key} {config[key]!r}, the tensors say {value!r}"
         for key, value in chosen.config.items()
-        if key in sibling and key not in chosen.unverified and _plain(sibling[key]) != _plain(value)
+        if key in config and key not in chosen.unverified and _plain(config[key]) != _plain(value)
     ]
-    told = {key: sibling[key] for key in chosen.unverified if key in sibling}
-    others = {key: value for key, value in sibling.items() if not key.startswith("_") and key not in chosen.config}
+    told = {key: config[key] for key in chosen.unverified if key in config}
+    others = {key: value for key, value in config.items() if not key.startswith("_") and key not in chosen.config}
     left = {key: value for key, value in chosen.unverified.items() if key not in told}
     decided = replace(chosen, config={**others, **chosen.config, **told}, unverified=left)
     rivals = [one for one in candidates if one.prefix != chosen.prefix]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,8 @@ class FileInventory:
 
     Attributes:
         layout: shapes by name as the file nests them; only torch files nest. The hash is made of it.
-        format: "safetensors", "torch zip", "torch legacy" or "GGUF".
+        format: "safetensors", "torch zip", "torch legacy", "GGUF" or "DDUF".
+        configs: what stands before the names of a network's tensors -> its config.json; only DDUF files hold them.
     """
 
     file: Path
@@ -119,6 +120,7 @@ class FileInventory:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     layout: dict[str, Any]
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def read_safetensors_header(file: Path) -> FileInventory:

@@ -133,6 +133,10 @@ def read_inventory(file: Path) -> FileInventory:
         from lading.checkpoint.gguf_file import read_gguf_header  # other files need no tables of ggml
 
         return read_gguf_header(file)
+    if file.suffix == ".dduf":
+        from lading.checkpoint.dduf_file import read_dduf_inventory  # others need no zip, and no huggingface_hub
+
+        return read_dduf_inventory(file)
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
         if file.suffix == ".safetensors":
             raise CheckpointError(f"{file}: a pickle under the name of a safetensors file: refused as unsafe")

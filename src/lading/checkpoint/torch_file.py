@@ -272,6 +272,8 @@ def _read_zip(stream: IO[bytes]) -> tuple[Any, Extents]:
     with zipfile.ZipFile(stream) as archive:
         entries = archive.infolist()
         programs = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
+        if not programs and any(entry.filename == "model_index.json" for entry in entries):
+            raise _RefusedError("it is a DDUF file, whose name has to end in .dduf")
         if len(programs) != 1:
             raise _RefusedError(f"a torch file holds one data.pkl, this one {len(programs)}")
         (program,) = programs

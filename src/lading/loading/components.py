@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lading.checkpoint.dduf_file import is_dduf, packed_names
 from lading.checkpoint.files import natural_key
 from lading.errors import ComponentError, LadingError
 from lading.hub import model_folder
@@ -104,7 +105,7 @@ def load_component(
     'v_prediction'
     """
     limits = limits_on(device or "cpu", memory_limit, host_memory_limit)
-    if Path(model).is_file():
+    if Path(model).is_file() and not is_dduf(model):
         if revision is not None or variant is not None:
             raise ComponentError(f"{os.fspath(model)}: a file has no revision and no variant: leave them out")
         return load_bare_component(model, name, torch_dtype, device, limits)
@@ -274,6 +275,5 @@ def _require_known(names: Iterable[str], options: Mapping[str, object]) -> None:
 
 
 def _has_variant(folder: Path, variant: str | None) -> bool:
-    return variant is not None and any(
-        f".{variant}." in file.name or f".{variant}-" in file.name for file in folder.iterdir()
-    )
+    names = (*packed_names(folder), *(file.name for file in folder.iterdir()))
+    return variant is not None and any(f".{variant}." in name or f".{variant}-" in name for name in names)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lading.checkpoint import open_checkpoint
+from lading.checkpoint.dduf_file import packed_weights
 from lading.checkpoint.dtypes import named_dtype
 from lading.checkpoint.files import find_in_folder
 from lading.checkpoint.quantised import as_the_network_has_it
@@ -149,14 +150,16 @@ def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -
             raise ComponentError(f"{spec.folder}: {spec.name!r} is quantised by its library: load it without a limit")
         return _load_quantized(spec, model_class, options)
     stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else None
-    files = find_in_folder(spec.folder, stem, options.variant).files
-    checkpoint = as_the_network_has_it(open_checkpoint(files))
+    stored = packed_weights(spec.folder, options.variant)
+    if stored is None:
+        stored = open_checkpoint(find_in_folder(spec.folder, stem, options.variant).files)
+    checkpoint = as_the_network_has_it(stored)
     device, limits = options.device or "cpu", options.limits
     model: torch.nn.Module = load_labelled(spec.name, model_class, checkpoint, config, dtype, device, limits)
     if is_transformers_model(model_class):
         _load_generation_config(spec, model)
     _name_origin(model, spec.folder)
-    return Loaded(model, (spec.folder / "config.json", *files))
+    return Loaded(model, (spec.folder / "config.json", *checkpoint.files))
 
 
 def load_from_pretrained(spec: ComponentSpec, component_class: type, _options: LoadOptions) -> Loaded:
