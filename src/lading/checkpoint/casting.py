@@ -80,6 +80,12 @@ def stored_elements(memory: Arena | FileMapping, dtype: torch.dtype, start: int,
     return memory.tensor(dtype, start, end)
 
 
+def stored_bytes(memory: Arena, start: int, end: int) -> torch.Tensor:
+    """Return a stretch of memory as bytes, at an address where numbers of any dtype may begin."""
+    stored = memory.tensor(torch.uint8, start, end)
+    return stored.clone() if stored.data_ptr() % _ALIGNMENT_OF_NUMBERS else stored
+
+
 def cast_targets(infos: Mapping[str, TensorInfo], dtypes: Mapping[str, torch.dtype | None]) -> dict[str, torch.Tensor]:
     """Return tensors for the results of casts, not yet filled: views of one arena."""
     places: dict[str, tuple[torch.dtype, int, int]] = {}
@@ -119,19 +125,14 @@ def cast_span(span: Span, arena: Arena, start: int, decoders: Mapping[Encoding, 
         if encoding is None:
             copy_serially(part.target, stored_elements(arena, part.dtype, part.start - start, part.end - start))
         else:
-            stored = stored_elements(arena, torch.uint8, part.start - start, part.end - start)
-            decode_into(part.target, _aligned(stored), encoding, part.first, decoders[encoding])
+            stored = stored_bytes(arena, part.start - start, part.end - start)
+            decode_into(part.target, stored, encoding, part.first, decoders[encoding])
 
 
 def copy_serially(target: torch.Tensor, source: torch.Tensor) -> None:
     """Copy a flat tensor into another, with a cast, in the calling thread alone."""
     for first in range(0, source.numel(), _SERIAL_ELEMENTS):
         target[first : first + _SERIAL_ELEMENTS].copy_(source[first : first + _SERIAL_ELEMENTS])
-
-
-def _aligned(stored: torch.Tensor) -> torch.Tensor:
-    """Bytes at an address where numbers of any dtype may begin."""
-    return stored.clone() if stored.data_ptr() % _ALIGNMENT_OF_NUMBERS else stored
 
 
 def _parts(infos: Mapping[str, TensorInfo], targets: Mapping[str, torch.Tensor], piece_bytes: int) -> Iterator[Part]:

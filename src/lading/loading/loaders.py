@@ -22,6 +22,7 @@ from lading.errors import ComponentError
 from lading.loading.configs import read_config
 from lading.loading.model import load_labelled
 from lading.loading.network import construction, is_diffusers_model, is_transformers_model
+from lading.loading.quantised import is_for_its_library
 
 if TYPE_CHECKING:
     import torch
@@ -145,14 +146,15 @@ def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -
     dtype = options.torch_dtype
     if dtype is None:
         dtype = "float32" if is_diffusers_model(model_class) else config.get("dtype", config.get("torch_dtype"))
-    if "quantization_config" in config:
-        if options.limits is not None:
-            raise ComponentError(f"{spec.folder}: {spec.name!r} is quantised by its library: load it without a limit")
-        return _load_quantized(spec, model_class, options)
+    packed = packed_weights(spec.folder, options.variant)
     stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else None
-    stored = packed_weights(spec.folder, options.variant)
-    if stored is None:
-        stored = open_checkpoint(find_in_folder(spec.folder, stem, options.variant).files)
+    stored = packed or open_checkpoint(find_in_folder(spec.folder, stem, options.variant).files)
+    if "quantization_config" in config:
+        where, limited = f"{spec.folder}: component {spec.name!r}", options.limits is not None or packed is not None
+        if is_for_its_library(where, model_class, config, stored, limited):
+            return _load_quantized(spec, model_class, options)
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
+        dtype = options.torch_dtype
     checkpoint = as_the_network_has_it(stored)
     device, limits = options.device or "cpu", options.limits
     model: torch.nn.Module = load_labelled(spec.name, model_class, checkpoint, config, dtype, device, limits)

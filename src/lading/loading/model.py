@@ -16,6 +16,7 @@ from lading.checkpoint.quantised import as_the_network_has_it
 from lading.errors import LadingError
 from lading.loading.chosen import find_config, find_network
 from lading.loading.collection import collection_put_off
+from lading.loading.gguf_layers import build_with_gguf_layers
 from lading.loading.managed import load_managed, vram_rules
 from lading.loading.mapped import load_source
 from lading.loading.network import (
@@ -53,6 +54,7 @@ def load_model(
     vram_limit: float | str | None = None,
     memory_limit: int | str | None = None,
     host_memory_limit: int | str | None = None,
+    quantization_config: Any = None,
 ) -> ModelT:
     """Load a network: built without memory, filled with the checkpoint's tensors, in eval mode.
 
@@ -81,6 +83,8 @@ def load_model(
             fit are streamed from the checkpoint while the network computes; `lading.manager_of` says how.
         host_memory_limit: of host memory, pinned, in which weights wait for a device; on the CPU the smaller of the two
             limits counts.
+        quantization_config: a `diffusers.GGUFQuantizationConfig` keeps the weights of a GGUF file as they are stored, in
+            diffusers' layers, which decode them each time they compute. None decodes what is quantised while it loads.
 
     Raises:
         CheckpointError: a file is damaged or unsafe, or its tensors do not match the network; all names are listed.
@@ -105,6 +109,14 @@ def load_model(
     chosen = find_network(model_class, checkpoint, config, converts)
     found, label, config = cast("type[ModelT]", chosen.model_class), chosen.model_class.__name__, chosen.config
 
+    stored = chosen.source or chosen.checkpoint
+    if quantization_config is not None:
+        if rules is not None or converts:
+            raise LadingError("load_model: quantization_config goes with neither vram_config nor converter: leave it out")
+        empty, source = build_with_gguf_layers(found, stored, config, quantization_config, dtype)
+        dtype, place = dtype or empty.hf_quantizer.compute_dtype, torch.device(device)
+        return load_source(label, found, source, config, dtype, place, limits, use_disk_map, empty)
+
     def load(dtype: torch.dtype | None, place: str | torch.device) -> ModelT:
         if chosen.source is not None:
             return load_source(label, found, chosen.source, config, dtype, torch.device(place), limits, use_disk_map)
@@ -112,8 +124,7 @@ def load_model(
 
     if rules is None or module_map is None:
         return load(dtype, device)
-    source = chosen.source or chosen.checkpoint
-    model = load_managed(label, found, source, config, rules, module_map, vram_limit, state_dict_converter)
+    model = load_managed(label, found, stored, config, rules, module_map, vram_limit, state_dict_converter)
     if model is None:
         model = load(rules.computation.dtype, rules.offload.device or "cpu")
         model = enable_vram_management(model, module_map, rules.vram_config(), vram_limit)

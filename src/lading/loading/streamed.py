@@ -58,6 +58,7 @@ def load_streamed(
     dtype_of: DtypeOf,
     limits: Limits,
     rename: Callable[[Any], Mapping[str, Any]] | None = None,
+    empty: torch.nn.Module | None = None,
 ) -> ModelT:
     """Build a network whose weights stay in the checkpoint and pass through memory within a limit.
 
@@ -67,18 +68,20 @@ def load_streamed(
     Args:
         source: a checkpoint's tensors are named as the library of the class names them.
         rename: a state dict converter that renames and does no more.
+        empty: the network without weights, where it is built already.
 
     Raises:
-        CheckpointError: the tensors do not match the network, or the converter computes.
+        CheckpointError: the tensors do not match the network or cannot be decoded, or the converter computes.
         MemoryLimitError: the limit is too small; no weight that is streamed from the checkpoint has been read.
     """
-    model = build_empty(model_class, config, dtype)
+    model = build_empty(model_class, config, dtype) if empty is None else empty
     if isinstance(source, Checkpoint):
         source = Source.of(source, named_as_the_network(model, source, rename))
+    source.require_decodable()
     dtypes = {name: source.dtype(name, dtype_of(name)) for name in source.origins}
-    empty = {name: torch.empty(source.shape(name), dtype=dtypes[name], device="meta") for name in source.origins}
+    nothing = {name: torch.empty(source.shape(name), dtype=dtypes[name], device="meta") for name in source.origins}
     buffers = [name for name, _ in model.named_buffers() if name in source.origins]
-    fill(model, empty | source.read(dtype_of, names=buffers, use="once"), str(source))
+    fill(model, nothing | source.read(dtype_of, names=buffers, use="once"), str(source))
     model.eval()
     stored = {
         name: name if name in source.origins else next(twin for twin in _names(model, places) if twin in source.origins)
