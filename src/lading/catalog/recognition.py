@@ -61,11 +61,11 @@ def identify(path: CheckpointPath) -> Identification:
     return identify_checkpoint(open_checkpoint(path, complete=False))
 
 
-def identify_checkpoint(checkpoint: Checkpoint) -> Identification:
-    """Tell what an opened checkpoint is; see `identify`."""
+def identify_checkpoint(checkpoint: Checkpoint, model_class: str | None = None) -> Identification:
+    """Tell what an opened checkpoint is, or what it is as a network of one class; see `identify`."""
     weights = find_weights(checkpoint)
     shapes = {name: info.shape for name, info in weights.tensors.items()}
-    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint), checkpoint.containers)
+    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint), checkpoint.containers, model_class)
     if not weights.shapes_known:
         found = _without_shapes(found, shapes, checkpoint.containers)
     candidates, contradictions = _with_configs(list(found.candidates), checkpoint)
@@ -104,7 +104,11 @@ def _without_shapes(found: Identification, shapes: Mapping[str, Shape], containe
 
 
 def _identify(
-    shapes: Mapping[str, Shape], digest: str, hints: str, containers: tuple[str, ...] = ()
+    shapes: Mapping[str, Shape],
+    digest: str,
+    hints: str,
+    containers: tuple[str, ...] = (),
+    model_class: str | None = None,
 ) -> Identification:
     problems = []
     known = known_models().get(digest)
@@ -117,7 +121,7 @@ def _identify(
     if content.lora is not None:
         problems.append(f"a LoRA in the {content.lora} dialect, no network: load it onto the one it was made for")
         return Identification((), digest, (), tuple(problems), known)
-    findings = _findings(content.whole, containers)
+    findings = _findings(content.whole, containers, model_class)
     candidates = _ranked([one for finding in findings for one in finding.candidates], known, hints)
     problems += [problem for finding in findings for problem in finding.problems]
     if candidates:
@@ -135,37 +139,38 @@ def _identify(
     return Identification((), digest, tuple(candidates), tuple(problems), known, nearest)
 
 
-def _findings(whole: Shapes, containers: tuple[str, ...]) -> list[_Finding]:
+def _findings(whole: Shapes, containers: tuple[str, ...], model_class: str | None) -> list[_Finding]:
     """What is in the file; installed packages are asked where nothing that is known already fits."""
-    findings = _findings_in_parts(whole, containers)
+    findings = _findings_in_parts(whole, containers, model_class)
     if not any(finding.complete for finding in findings) and registry.load_entry_points():
-        return _findings_in_parts(whole, containers)
+        return _findings_in_parts(whole, containers, model_class)
     return findings
 
 
-def _findings_in_parts(whole: Shapes, containers: tuple[str, ...]) -> list[_Finding]:
+def _findings_in_parts(whole: Shapes, containers: tuple[str, ...], model_class: str | None) -> list[_Finding]:
     """Look at the parts that the prefixes of usual repackagings make, then at the file as one network."""
     parts = divide(whole, containers)
-    findings = [_look_at(part) for part in parts]
+    findings = [_look_at(part, model_class) for part in parts]
     if any(finding.complete for finding in findings) or not any(part.prefix for part in parts):
         return findings
-    first = _look_at(Part("", whole))
+    first = _look_at(Part("", whole), model_class)
     return [first] if first.candidates or not any(finding.candidates for finding in findings) else findings
 
 
-def _signatures() -> Iterator[Signature]:
-    yield from shipped_signatures()
-    yield from registry.registered_signatures()
+def _signatures(model_class: str | None) -> Iterator[Signature]:
+    for signature in (*shipped_signatures(), *registry.registered_signatures()):
+        if model_class in (None, signature.model_class):
+            yield signature
 
 
-def _look_at(part: Part) -> _Finding:
-    """Compare a part, with and without its wrapping prefixes, with all signatures."""
+def _look_at(part: Part, model_class: str | None) -> _Finding:
+    """Compare a part, with and without its wrapping prefixes, with all signatures, or with those of a class."""
     fits: list[Fit] = []
     partial: list[tuple[Fit, Part]] = []
     reasons: list[str] = []
     for view in unwrap(part):
         patterns = patterns_of(view.shapes)
-        these = [signature.fit(patterns) for signature in _signatures()]
+        these = [signature.fit(patterns) for signature in _signatures(model_class)]
         candidates: list[Candidate] = []
         problems: list[str] = []
         most = 0
