@@ -1,5 +1,5 @@
-"""Weights as quantisers save them: names, shapes and dtypes of files that bitsandbytes 0.50, torchao 0.18, optimum-quanto
-0.2.7, ComfyUI's comfy-kitchen 0.2 and diffusers 0.42 wrote, and the values that those packages decode them to."""
+"""Weights as quantisers save them: names, shapes and dtypes of files that bitsandbytes 0.50, torchao 0.18,
+optimum-quanto 0.2.7, ComfyUI's comfy-kitchen 0.2 and diffusers 0.42 wrote, and what those packages decode them to."""
 
 from __future__ import annotations
 
@@ -64,7 +64,11 @@ def comfy_fp8(layer: str, weight: torch.Tensor) -> tuple[State, torch.Tensor]:
     """The first form, in files with a `scaled_fp8`."""
     scale = weight.float().abs().max() / 448
     codes = (weight.float() / scale).to(torch.float8_e4m3fn)
-    return {f"{layer}.weight": codes, f"{layer}.scale_weight": scale, f"{layer}.scale_input": scale}, codes.float() * scale
+    return {
+        f"{layer}.weight": codes,
+        f"{layer}.scale_weight": scale,
+        f"{layer}.scale_input": scale,
+    }, codes.float() * scale
 
 
 def comfy(layer: str, weight: torch.Tensor) -> tuple[State, torch.Tensor]:

@@ -23,9 +23,7 @@ from tests.checkpoint.gguf_files import Type, blocks_of, header, text, write_ggu
 
 PLAIN = {Type.F32, Type.F16, Type.BF16, Type.F64, Type.I8, Type.I16, Type.I32, Type.I64}
 DECODED_BY_GGUF = [
-    kind
-    for kind in Type
-    if kind not in {*PLAIN, *SUPPORTED_GGUF_QUANT_TYPES, Type.Q8_1, Type.Q8_K, Type.Q1_0}
+    kind for kind in Type if kind not in {*PLAIN, *SUPPORTED_GGUF_QUANT_TYPES, Type.Q8_1, Type.Q8_K, Type.Q1_0}
 ]
 
 
@@ -91,7 +89,7 @@ def test_a_type_that_nobody_decodes_is_refused_by_name(tmp_path: Path) -> None:
 def test_the_shape_that_a_file_for_comfyui_had_to_give_up_is_restored(tmp_path: Path) -> None:
     data = blocks_of(Type.Q8_0, 8, 32)
     shapes = {"a": (16, 4, 2, 2), "b": (99, 99), "c": (4, 2, 2, 2, 2, 4)}
-    tensors = {name: (Type.Q8_0, data) for name in ("a", "b", "c")}
+    tensors = dict.fromkeys(("a", "b", "c"), (Type.Q8_0, data))
     found = load_state_dict(write_gguf(tmp_path / "model.gguf", tensors, shapes))
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {**shapes, "b": (8, 32)}
     assert torch.equal(found["a"].flatten(), found["b"].flatten())

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from lading import CheckpointError, convert_checkpoint, load_state_dict, open_checkpoint
 from lading.catalog.keymap import KeyMap, split
 from lading.catalog.origin import find_origins
-from lading.checkpoint import reader, reading, read_state_dict
+from lading.checkpoint import read_state_dict, reader, reading
 from lading.checkpoint.quantised import as_the_network_has_it, find_weights
 from lading.loading.source import Source
 from tests.checkpoint.quantised_files import SCHEMES, as_bytes, comfy, mxfp8, nf4, torchao_metadata
@@ -111,7 +111,12 @@ def test_with_a_cast_converting_decodes_and_without_keeps_every_bit(tmp_path: Pa
 def packed_by_quanto() -> dict[str, torch.Tensor]:
     scale = torch.ones(128, 1, dtype=torch.bfloat16)
     codes = torch.zeros(64, 16, dtype=torch.uint8)
-    return {"a.weight._data._data": codes, "a.weight._scale": scale, "a.weight._shift": scale, "a.input_scale": scale[0, 0]}
+    return {
+        "a.weight._data._data": codes,
+        "a.weight._scale": scale,
+        "a.weight._shift": scale,
+        "a.input_scale": scale[0, 0],
+    }
 
 
 def rotated() -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline
 from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
-from lading import ComponentError, ModelConfig, load_component, load_pipeline, manager_of, shipped_model
+from lading import ModelConfig, load_component, load_pipeline, manager_of, shipped_model
 from lading.catalog.construction import model_class
 from tests.loading.networks import (
     CLIP,
@@ -21,7 +21,6 @@ from tests.loading.networks import (
     QWEN_3,
     QWEN_IMAGE,
     QWEN_VL,
-    SD3,
     T5,
     UNET,
     VAE,

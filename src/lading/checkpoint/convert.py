@@ -76,8 +76,8 @@ def convert_checkpoint(
         on_bytes: told of the source's bytes twice, as they are written and as they are compared, from several threads.
 
     Raises:
-        CheckpointError: the source is no checkpoint or cannot be decoded, the target is there already, the disk is too small or fails, or
-            what was written is not what is there to read.
+        CheckpointError: the source is no checkpoint or cannot be decoded, the target is there already, the disk is too
+            small or fails, or what was written is not what is there to read.
 
     >>> import lading, tempfile, pathlib
     >>> target = pathlib.Path(tempfile.mkdtemp()) / "vae.safetensors"

@@ -104,7 +104,9 @@ class _Sorter:
         state = self._json(name)
         if state is None:
             remedy = "its shapes are in the file, which is not here: fetch it"
-            self._found(weight, replace(info, encoding=ForeignEncoding(f"bitsandbytes {name[-3:]}", 1, 1, remedy, False)))
+            self._found(
+                weight, replace(info, encoding=ForeignEncoding(f"bitsandbytes {name[-3:]}", 1, 1, remedy, False))
+            )
             return
         shape, dtype, group = state.get("shape"), state.get("dtype"), state.get("blocksize")
         sizes = isinstance(shape, list) and all(type(size) is int and 0 <= size < 2**63 for size in shape)
@@ -222,7 +224,7 @@ class _Sorter:
         return ForeignEncoding(kind, 1, 1, remedy, known)
 
     def quanto(self, name: str, weight: str) -> None:
-        """`weight._data` holds the codes, `weight._scale` a scale for each row; packed codes are `weight._data._data`."""
+        """`weight._data` are the codes, `weight._scale` the rows' scales; packed codes are `weight._data._data`."""
         packed = weight.endswith("._data")
         weight = weight.removesuffix("._data")
         info, scales = self._stored[name], self._stored.get(f"{weight}._scale")
@@ -304,7 +306,9 @@ class _Sorter:
                 raise self._damaged(name, f"holds {prod(info.shape)} elements, {scheme} needs {count}")
 
     def _damaged(self, name: str, what: str) -> CheckpointError:
-        return CheckpointError(f"{self._stored[name].file}: tensor {name!r} {what}: the file is damaged: fetch it again")
+        return CheckpointError(
+            f"{self._stored[name].file}: tensor {name!r} {what}: the file is damaged: fetch it again"
+        )
 
 
 _MARKS: dict[str, Callable[[_Sorter, str, str], None]] = {

@@ -2,7 +2,8 @@
 
 A pickle is a program. This reader runs it on a machine that knows a few harmless names: dicts, the functions that
 rebuild tensors, replaced by ones that only note shape, dtype and where the bytes lie, and what training scripts save
-beside the weights, replaced by nothing. Everything else is refused by name. Source of the formats: torch/serialization.py (`_save` for the zip format, `_legacy_save` for the older one).
+beside the weights, replaced by nothing. Everything else is refused by name. Source of the formats:
+torch/serialization.py (`_save` for the zip format, `_legacy_save` for the older one).
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def load_component(
     """Load one component of a pipeline: a network, tokenizer, scheduler or processor.
 
     Args:
-        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id; for a
-            network also a file that holds it, alone or beside others, in any layout that the catalog knows.
+        model: a folder in the diffusers layout, a DDUF file, "shapes" for the model that ships here, or a Hugging Face
+            id; for a network also a file that holds it, alone or beside others, in any layout that the catalog knows.
         name: the component's name in `model_index.json`, which is its subfolder.
         torch_dtype: of networks. None does what the class's own `from_pretrained` does: float32 in diffusers, the
             dtype that `config.json` states in transformers.
@@ -132,7 +132,8 @@ def load_components(
     with a "default" for the others. A single `variant` is used where a component has it.
 
     Args:
-        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
+        model: a folder in the diffusers layout, a DDUF file, "shapes" for the model that ships here, or a Hugging Face
+            id.
         names: which; None for all that `model_index.json` names.
         memory_limit: for all networks, which take turns: only the one that computes has its weights in memory.
         host_memory_limit: see `load_model`.

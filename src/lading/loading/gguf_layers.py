@@ -105,7 +105,7 @@ def _type(source: Source, name: str) -> Any:
 
 
 def _as_stored(origin: Origin) -> Origin | None:
-    """Return the bytes of a matrix, row by row; None if they are not rows of blocks of one type that diffusers knows."""
+    """Return the bytes of a matrix, row by row; None if they are not all blocks of one type that diffusers knows."""
     from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
 
     blocks = _blocks(origin.runs[0])

@@ -83,8 +83,9 @@ def load_model(
             fit are streamed from the checkpoint while the network computes; `lading.manager_of` says how.
         host_memory_limit: of host memory, pinned, in which weights wait for a device; on the CPU the smaller of the two
             limits counts.
-        quantization_config: a `diffusers.GGUFQuantizationConfig` keeps the weights of a GGUF file as they are stored, in
-            diffusers' layers, which decode them each time they compute. None decodes what is quantised while it loads.
+        quantization_config: a `diffusers.GGUFQuantizationConfig` keeps the weights of a GGUF file as they are stored,
+            in diffusers' layers, which decode them each time they compute. None decodes what is quantised while it is
+            read.
 
     Raises:
         CheckpointError: a file is damaged or unsafe, or its tensors do not match the network; all names are listed.
@@ -112,7 +113,9 @@ def load_model(
     stored = chosen.source or chosen.checkpoint
     if quantization_config is not None:
         if rules is not None or converts:
-            raise LadingError("load_model: quantization_config goes with neither vram_config nor converter: leave it out")
+            raise LadingError(
+                "load_model: quantization_config goes with neither vram_config nor converter: leave it out"
+            )
         empty, source = build_with_gguf_layers(found, stored, config, quantization_config, dtype)
         dtype, place = dtype or empty.hf_quantizer.compute_dtype, torch.device(device)
         return load_source(label, found, source, config, dtype, place, limits, use_disk_map, empty)

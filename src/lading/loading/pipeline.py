@@ -41,7 +41,8 @@ def load_pipeline(
 
     Args:
         model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id; a DDUF
-            file; or a file that holds the networks, or a list of files, folders of components, and `ModelConfig`s that name such.
+            file; or a file that holds the networks, or a list of files, folders of components, and `ModelConfig`s that
+            name such.
         torch_dtype: one for all networks, or a mapping from component names with a "default"; None does what each
             class's own `from_pretrained` does.
         device: one for all, or a mapping; None leaves everything on the CPU and touches no device, "auto" is the
