@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers.models.model_loading_utils import load_gguf_checkpoint
 from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter, dequantize_gguf_tensor
 from safetensors.torch import save_file
@@ -157,6 +159,29 @@ def test_kept_gguf_weights_stream_as_they_are_stored(wan_gguf: Path, by: str) ->
     assert 0 < manager.plan.streamed_bytes < 1_000_000
     manager.release(weights=True)
     assert torch.equal(film(model), expected)
+
+
+@pytest.mark.parametrize(("name", "biases"), [("T5EncoderModel", 1), ("UMT5EncoderModel", 2)])
+def test_a_text_encoder_in_the_names_of_llama_cpp_loads_as_itself(tmp_path: Path, name: str, biases: int) -> None:
+    torch.manual_seed(0)
+    config = {"vocab_size": 96, "d_model": 64, "d_kv": 16, "num_heads": 4, "num_layers": 2, "d_ff": 128}
+    network: Any = getattr(transformers, name)
+    model = network(network.config_class(**config, feed_forward_proj="gated-gelu")).eval()
+    state = {key: tensor for key, tensor in model.state_dict().items() if key != "encoder.embed_tokens.weight"}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, 2)
+    renamed = {f"{names.get_name(key.removesuffix('.weight'))}.weight": tensor for key, tensor in state.items()}
+    assert sum("attn_rel_b" in key for key in renamed) == biases
+    kinds = {key: Type.Q8_0 for key, tensor in renamed.items() if tensor.shape[-1] % 32 == 0 and tensor.ndim == 2}
+    file = write_state_dict(tmp_path / "t5.gguf", renamed, kinds)
+    found = identify(file)
+    assert found.best is not None
+    assert (found.best.model_class, found.best.layout) == (f"transformers.{name}", "llama.cpp")
+    assert {key: found.best.config[key] for key in config} == config
+    loaded = load_model(None, file, torch_dtype="float32").state_dict()
+    stored = lading.load_state_dict(file)
+    for key, tensor in state.items():
+        assert torch.equal(loaded[key], stored[f"{names.get_name(key.removesuffix('.weight'))}.weight"].float()), key
+        assert torch.allclose(loaded[key], tensor, atol=0.05), key
 
 
 def test_what_cannot_be_kept_says_so(wan_gguf: Path, tmp_path: Path, wan: diffusers.WanTransformer3DModel) -> None:
