@@ -122,7 +122,7 @@ def test_under_a_limit_gguf_weights_are_decoded_as_they_stream(wan_gguf: Path) -
     assert torch.equal(film(model), expected)
     assert torch.equal(film(model), expected)
     manager = lading.manager_of(model)
-    assert manager.plan.streamed_bytes > 0
+    assert manager.plan.placement.streamed_bytes > 0
     manager.release(weights=True)
     assert torch.equal(film(model), expected)
 
@@ -132,15 +132,15 @@ def test_kept_gguf_weights_are_diffusers_own_layers(
 ) -> None:
     keep = diffusers.GGUFQuantizationConfig(compute_dtype=torch.bfloat16)
     model = load_model(None, wan_gguf, quantization_config=keep)
-    assert [type(part) for part in model.modules()] == [type(part) for part in wan_by_diffusers.modules()]
-    kept = [part for part in model.modules() if isinstance(part, GGUFLinear)]
-    assert len(kept) == 34
-    for (name, one), (other_name, other) in zip(
-        model.named_parameters(), wan_by_diffusers.named_parameters(), strict=True
-    ):
-        assert name == other_name
-        assert torch.equal(one, other), name
-        assert isinstance(one, GGUFParameter) == hasattr(other, "quant_type"), name
+    kept = {name for name, part in model.named_modules() if isinstance(part, GGUFLinear)}
+    theirs = {name for name, part in wan_by_diffusers.named_modules() if isinstance(part, GGUFLinear)}
+    assert theirs - kept == {"proj_out"}, "diffusers keeps bfloat16 too, as bytes"
+    assert len(kept) == 33
+    own = dict(model.named_parameters())
+    for name, parameter in wan_by_diffusers.named_parameters():
+        if name != "proj_out.weight":
+            assert torch.equal(own[name], parameter), name
+            assert isinstance(own[name], GGUFParameter) == (name.removesuffix(".weight") in kept), name
     assert torch.equal(film(model), film(wan_by_diffusers))
 
 
@@ -156,7 +156,7 @@ def test_kept_gguf_weights_stream_as_they_are_stored(wan_gguf: Path, by: str) ->
     assert torch.equal(film(model), expected)
     assert torch.equal(film(model), expected)
     manager = lading.manager_of(model)
-    assert 0 < manager.plan.streamed_bytes < 1_000_000
+    assert 0 < manager.plan.placement.streamed_bytes < 1_000_000
     manager.release(weights=True)
     assert torch.equal(film(model), expected)
 

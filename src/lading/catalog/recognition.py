@@ -67,7 +67,7 @@ def identify_checkpoint(checkpoint: Checkpoint, model_class: str | None = None) 
     shapes = {name: info.shape for name, info in weights.tensors.items()}
     found = _identify(shapes, checkpoint.hash(), _hints(checkpoint), checkpoint.containers, model_class)
     if not weights.shapes_known:
-        found = _without_shapes(found, shapes, checkpoint.containers)
+        found = _without_shapes(found, shapes, checkpoint.containers, model_class)
     candidates, contradictions = _with_configs(list(found.candidates), checkpoint)
     problems = [_missing_shards(checkpoint.missing)] if checkpoint.missing else []
     problems += [f"quantised: {remedy}" for remedy in weights.remedies]
@@ -87,13 +87,15 @@ def identify_tensors(shapes: Mapping[str, Shape]) -> Identification:
     return replace(found, problems=(*found.problems, *_ambiguities(found.candidates)))
 
 
-def _without_shapes(found: Identification, shapes: Mapping[str, Shape], containers: tuple[str, ...]) -> Identification:
+def _without_shapes(
+    found: Identification, shapes: Mapping[str, Shape], containers: tuple[str, ...], model_class: str | None
+) -> Identification:
     """Name the networks of a file whose shapes are not those of its network: by names, without their configs."""
     candidates = []
     for part in divide(Shapes(shapes), containers):
         for view in unwrap(part):
             patterns = patterns_of(view.shapes)
-            for signature in _signatures():
+            for signature in _signatures(model_class):
                 if signature.fit(patterns).is_full:
                     component = registry.find_architecture(signature.family, signature.model_class).component
                     candidate = Candidate(

@@ -6,8 +6,10 @@ folder for the libraries that want files. Source: https://huggingface.co/docs/hu
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -27,7 +29,7 @@ _MAX_ENTRIES = 10_000
 _MAX_SMALL_BYTES = 256_000_000
 """Of one entry that is no weights; the largest vocabularies take some 35 MB."""
 
-_unpacked: dict[Path, tuple[FileStamp, Path, tempfile.TemporaryDirectory[str]]] = {}
+_unpacked: dict[Path, tuple[FileStamp, Path]] = {}
 """DDUF file -> its stamp, and the folder of what is unpacked of it, which goes with the process."""
 
 
@@ -68,14 +70,14 @@ def unpack_dduf(file: Path) -> Path:
     known = _unpacked.get(file)
     if known is not None and known[0] == stamp:
         return known[1]
-    owner = tempfile.TemporaryDirectory(prefix="lading-")
-    folder = Path(owner.name)
+    folder = Path(tempfile.mkdtemp(prefix="lading-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name, entry in entries.items():
         target = folder / name
         target.parent.mkdir(exist_ok=True)
         if not name.endswith(".safetensors"):
             target.write_bytes(_read(file, entry.offset, entry.length))
-    _unpacked[file] = stamp, folder, owner
+    _unpacked[file] = stamp, folder
     return folder
 
 
@@ -108,13 +110,12 @@ def packed_names(folder: Path) -> tuple[str, ...]:
 
 
 def _packed_in(folder: Path) -> Path | None:
-    return next((file for file, (_, unpacked, _) in _unpacked.items() if unpacked == folder.parent), None)
+    return next((file for file, (_, unpacked) in _unpacked.items() if unpacked == folder.parent), None)
 
 
 def _entries(file: Path) -> tuple[FileStamp, dict[str, DDUFEntry]]:
     """Read the directory of a DDUF file; every entry lies in the file, under a name that is one of a component's."""
     from huggingface_hub import read_dduf_file
-    from huggingface_hub.errors import DDUFError
 
     try:
         stamp = FileStamp.of(file.stat())
@@ -132,7 +133,9 @@ def _entries(file: Path) -> tuple[FileStamp, dict[str, DDUFEntry]]:
         if len(names) > _MAX_ENTRIES or len(set(names)) < len(names):
             raise CheckpointError(f"{file}: it has too many entries, or one twice: the file is damaged or hostile")
         entries = read_dduf_file(file)
-    except (zipfile.BadZipFile, DDUFError, ValueError, RecursionError, OSError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a damaged zip can fail in any way
         raise CheckpointError(f"{file}: not a readable DDUF file ({error}): fetch it again") from None
     for name, found in entries.items():
         if found.offset + found.length > stamp.nbytes:

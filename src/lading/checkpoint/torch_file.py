@@ -142,6 +142,7 @@ class _Notary(pickle._Unpickler):
             return _Dtype(name)
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _Dtype(_STORAGES[name])
+        module = _NAMES_OF_PYTHON_2.get(module, module)
         if module.partition(".")[0] in _BESIDE_WEIGHTS or (module, name) in _BESIDE_WEIGHTS:
             return type(name, (_Nothing,), {})
         raise _RefusedError(f"it holds code, {module}.{name}")
@@ -264,6 +265,9 @@ _BESIDE_WEIGHTS: frozenset[str | tuple[str, str]] = frozenset(
     )
 )
 """What checkpoints of training hold beside weights: options, counters, states of callbacks. Packages are whole."""
+
+_NAMES_OF_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""What the second pickle protocol, which torch writes, calls modules."""
 
 Extents = dict[str, tuple[int, int]]
 """Where each storage lies: key -> (offset in the file, bytes)."""
