@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from lading import CheckpointError, convert_checkpoint, load_state_dict, open_checkpoint
 from lading.catalog.keymap import KeyMap, split
 from lading.catalog.origin import find_origins
-from lading.checkpoint import read_state_dict, reader, reading
+from lading.checkpoint import Checkpoint, FileStamp, read_state_dict, reader, reading
 from lading.checkpoint.quantised import as_the_network_has_it, find_weights
 from lading.loading.source import Source
 from tests.checkpoint.quantised_files import SCHEMES, as_bytes, comfy, mxfp8, nf4, torchao_metadata
@@ -71,6 +72,24 @@ def test_rows_of_a_quantised_weight_are_read_from_their_place(
     assert all(origin.is_plain for origin in origins.values())
     found = Source(checkpoint, origins).read(lambda _: torch.float32)
     assert torch.equal(torch.cat([found[f"part.{number}"] for number in range(len(cuts))]), expected)
+
+
+@pytest.mark.parametrize("what", ["ComfyUI's nvfp4", "ComfyUI's mxfp8", "ComfyUI's fp8", "ComfyUI's int8"])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_what_comfyui_says_in_the_metadata_counts_as_what_it_says_in_tensors(
+    tmp_path: Path, what: str, prefix: str
+) -> None:
+    state, expected = SCHEMES[what][0](f"{prefix}a", noise(64, 64))
+    marker = json.loads(bytes(state.pop(f"{prefix}a.comfy_quant").tolist()))
+    told = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": {"a": marker}})}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "model.safetensors", told)
+    checkpoint = as_the_network_has_it(open_checkpoint(tmp_path / "model.safetensors"))
+    found = read_state_dict(checkpoint, lambda _: torch.float32)
+    assert found.keys() == {f"{prefix}a.weight"}
+    assert torch.equal(found[f"{prefix}a.weight"], expected)
+    for damaged in ("{", "3", '{"layers": 3}', '{"layers": {"a": 3}}'):
+        save_file(state, tmp_path / "damaged.safetensors", {"_quantization_metadata": damaged})
+        find_weights(open_checkpoint(tmp_path / "damaged.safetensors"))
 
 
 def test_an_odd_number_of_four_bit_codes_ends_with_the_weight(tmp_path: Path) -> None:
@@ -162,6 +181,7 @@ DAMAGED: dict[str, dict[str, torch.Tensor]] = {
     "strange dtype": {QUANT_STATE: as_bytes({**TOLD, "dtype": "os.system"})},
     "few scales": {"a.weight.absmax": torch.ones(3)},
     "short table": {"a.weight.quant_map": torch.ones(15)},
+    "scales of another dtype": {"a.weight.absmax": torch.ones(8, dtype=torch.int64)},
 }
 
 
@@ -184,6 +204,18 @@ def test_a_file_that_changes_under_its_scales_is_an_error(tmp_path: Path) -> Non
     write(file, {**state, "more": noise(3)})
     with pytest.raises(CheckpointError, match="changed"):
         read_state_dict(checkpoint)
+
+
+def test_of_a_file_on_a_hub_the_header_names_the_scheme_and_not_the_shape(tmp_path: Path) -> None:
+    (inventory,) = open_checkpoint(write(tmp_path / "model.safetensors", NF4_STATE)).inventories
+    place = Path("organisation/model/model.safetensors")
+    tensors = {name: replace(info, file=place) for name, info in inventory.tensors.items()}
+    there = replace(inventory, file=place, stamp=FileStamp(0, 0, inventory.stamp.nbytes, 0), tensors=tensors)
+    weights = find_weights(Checkpoint((there,), tensors))
+    assert set(weights.tensors) == {"a.weight"}
+    assert weights.schemes == {"bitsandbytes nf4": 1}
+    assert not weights.shapes_known
+    assert weights.remedies == ("bitsandbytes nf4: its shapes are in the file, which is not here: fetch it",)
 
 
 def by_bitsandbytes(package: Any, weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -27,6 +27,8 @@ WRAPPERS = (
 """What trainers and repackagers put before every name of one network."""
 
 _MOST_WRAPPERS = 4
+_MOST_CONTAINERS = 32
+"""Of a file; where there are more, it nests the tensors of one network, layer by layer."""
 
 _PARTS = re.compile(
     r"model\.diffusion_model\.|diffusion_model\.|first_stage_model\.|audio_vae\.|vae\.|vocoder\.|text_embedding_projection\."
@@ -122,6 +124,7 @@ def divide(whole: Shapes, containers: tuple[str, ...] = ()) -> list[Part]:
         containers: prefixes of tensors that the file itself keeps apart.
     """
     groups: dict[str, dict[str, Shape]] = {}
+    containers = containers if len(containers) <= _MOST_CONTAINERS else ()
     for name, shape in whole.items():
         container = max((one for one in containers if name.startswith(one)), key=len, default="")
         match = _PARTS.match(name, len(container))

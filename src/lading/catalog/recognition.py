@@ -340,7 +340,8 @@ def _decided(candidates: list[Candidate], config: Any, where: str) -> tuple[list
     """Keep of the candidates of a prefix the one that a config is of, with what it says."""
     if not isinstance(config, dict):
         return candidates, []
-    names = [config.get("_class_name"), *(config.get("architectures") or ())]
+    architectures = config.get("architectures")
+    names = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else ())]
     fitting = [one for one in candidates if one.model_class and one.model_class.rpartition(".")[2] in names]
     if not fitting:
         return candidates, []

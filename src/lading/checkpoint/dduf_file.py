@@ -9,9 +9,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +67,9 @@ def unpack_dduf(file: Path) -> Path:
     known = _unpacked.get(file)
     if known is not None and known[0] == stamp:
         return known[1]
+    import shutil  # those who only ask whether a path is a DDUF file need none of these
+    import tempfile
+
     folder = Path(tempfile.mkdtemp(prefix="lading-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name, entry in entries.items():
@@ -115,6 +115,8 @@ def _packed_in(folder: Path) -> Path | None:
 
 def _entries(file: Path) -> tuple[FileStamp, dict[str, DDUFEntry]]:
     """Read the directory of a DDUF file; every entry lies in the file, under a name that is one of a component's."""
+    import zipfile
+
     from huggingface_hub import read_dduf_file
 
     try:

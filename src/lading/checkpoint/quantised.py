@@ -92,6 +92,7 @@ class _Sorter:
         self._stored = checkpoint.tensors
         self._stamps = {inventory.file: inventory.stamp for inventory in checkpoint.inventories}
         self._layers: set[str] = set()
+        self._described = _described_by_comfyui(checkpoint.metadata)
         self._read = 0
 
     def bitsandbytes_4bit(self, name: str, weight: str) -> None:
@@ -117,7 +118,7 @@ class _Sorter:
         groups = -(-count // group)
         if info.nbytes != -(-count // 2):
             raise self._damaged(weight, f"has {info.nbytes} bytes, {scheme} of shape {tuple(shape)} another number")
-        expected = {f"{weight}.absmax": (absmax, groups)}
+        expected = {f"{weight}.absmax": (absmax, groups), f"{weight}.quant_map": (table, 16)}
         nested = self._stored.get(f"{weight}.nested_absmax")
         scale_table = self._stored.get(f"{weight}.nested_quant_map")
         nested_group, offset = state.get("nested_blocksize", 1), state.get("nested_offset", 0.0)
@@ -126,7 +127,11 @@ class _Sorter:
                 raise self._damaged(name, f"describes no nested scales: {str(state)[:200]}")
             expected[f"{weight}.nested_absmax"] = (nested, -(-groups // nested_group))
             expected[f"{weight}.nested_quant_map"] = (scale_table, 256)
-        self._require_counts(scheme, {**expected, f"{weight}.quant_map": (table, 16)})
+        else:
+            nested = scale_table = None
+        self._require_counts(scheme, expected)
+        if absmax.dtype != ("float32" if scale_table is None else "uint8"):
+            raise self._damaged(f"{weight}.absmax", f"is {absmax.dtype}, which {scheme} never writes")
         encoding = ScaledCodes(
             scheme,
             2,
@@ -165,10 +170,11 @@ class _Sorter:
         info, scales = self._stored.get(weight), self._stored[name]
         if info is None or not info.shape or (not name.endswith(".scale_weight") and _has_all_its_bits(info)):
             return
-        marker = self._stored.get(f"{layer}.comfy_quant")
-        described = (self._json(f"{layer}.comfy_quant") or {"": ""}) if marker is not None else {}
+        described = self._description(layer)
         second = self._stored.get(f"{layer}.weight_scale_2")
-        kind = described.get("format") or ("nvfp4" if second is not None else info.dtype)
+        kind = (described or {}).get("format") or ("nvfp4" if second is not None else info.dtype)
+        if second is not None and prod(second.shape) != 1:
+            raise self._damaged(f"{layer}.weight_scale_2", f"holds {prod(second.shape)} elements, not one")
         encoding = self._scaled_encoding(info, scales, second, str(kind), described)
         if encoding is None:
             return
@@ -176,19 +182,29 @@ class _Sorter:
         self._found(weight, replace(info, shape=shape, dtype="bfloat16", encoding=encoding), layer)
         self._drop(name, f"{layer}.weight_scale_2", f"{layer}.comfy_quant")
 
+    def _description(self, layer: str) -> Mapping[str, Any] | None:
+        """What ComfyUI says of a layer, in a tensor or in safetensors' metadata; None where it wrote no file."""
+        if f"{layer}.comfy_quant" in self._stored:
+            return self._json(f"{layer}.comfy_quant") or {}
+        names = (layer, *(layer.removeprefix(prefix) for prefix in ("model.diffusion_model.", "diffusion_model.")))
+        return next((self._described[name] for name in names if name in self._described), None)
+
     def _scaled_encoding(
-        self, info: TensorInfo, scales: TensorInfo, second: TensorInfo | None, kind: str, described: Mapping[str, Any]
+        self,
+        info: TensorInfo,
+        scales: TensorInfo,
+        second: TensorInfo | None,
+        kind: str,
+        described: Mapping[str, Any] | None,
     ) -> Encoding | None:
         count, rows, row = prod(scales.shape), info.shape[0], prod(info.shape[1:])
         companion = self._companion(scales)
         if kind == "nvfp4" and info.dtype == "uint8" and second is not None and len(info.shape) == 2:
             groups = 2 * row // 16
-            tiled = (rows, groups) if described else None
-            if tiled is not None and count != _padded(rows, 128) * _padded(groups, 4):
+            comfy = described is not None
+            if count != (_padded(rows, 128) * _padded(groups, 4) if comfy else rows * groups):
                 return self._strange(kind, info)
-            if tiled is None and count != rows * groups:
-                return self._strange(kind, info)
-            order = "high nibble first" if described else "low nibble first"
+            order, tiled = ("high nibble first", (rows, groups)) if comfy else ("low nibble first", None)
             whole = self._companion(second)
             return ScaledCodes(kind, 2, 1, order, companion, 16, scale_of_scales=whole, tiled=tiled)
         if kind == "mxfp8" and info.dtype.startswith("float8") and len(info.shape) == 2:
@@ -199,8 +215,8 @@ class _Sorter:
                 return self._strange(kind, info)
             return ScaledCodes(kind, 1, 1, info.dtype, companion, 32, tiled=(rows, groups))
         if info.dtype == "uint8":
-            return self._strange(kind, info) if described else None
-        if described.get("convrot"):
+            return None if described is None else self._strange(kind, info)
+        if described is not None and described.get("convrot"):
             return self._strange(f"{kind} with rotated rows", info)
         scheme = f"scaled {info.dtype}"
         return self._by_rows(scheme, info, scales) or self._strange(f"{scheme} in blocks", info)
@@ -277,6 +293,8 @@ class _Sorter:
 
     def _companion(self, info: TensorInfo) -> Companion:
         self._require_rows(info)
+        if info.dtype.startswith("complex"):
+            raise CheckpointError(f"{info.file}: its scales are complex numbers: the file is damaged or hostile")
         return Companion(info, self._stamps[info.file])
 
     def _json(self, name: str) -> dict[str, Any] | None:
@@ -341,6 +359,17 @@ def _described_by_torchao(metadata: Mapping[str, str]) -> dict[str, dict[str, An
     return found
 
 
+def _described_by_comfyui(metadata: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
+    """Return what ComfyUI says of each layer in safetensors' metadata."""
+    try:
+        content = json.loads(metadata.get("_quantization_metadata", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    layers = content.get("layers") if isinstance(content, dict) else None
+    found = layers.items() if isinstance(layers, dict) else ()
+    return {name: described for name, described in found if isinstance(described, dict)}
+
+
 def _in_two_axes(info: TensorInfo) -> TensorInfo:
     """Packed codes in the number of axes that the weights of linear layers have."""
     return info if len(info.shape) == 2 else replace(info, shape=(info.nbytes, 1))
@@ -356,7 +385,7 @@ def _torchao_dtype(description: Mapping[str, Any]) -> str:
 
 def _has_all_its_bits(info: TensorInfo) -> bool:
     """Whether a tensor may be what it seems, so that a name beside it proves nothing."""
-    return not info.dtype.startswith(("float8", "int8", "uint8"))
+    return not info.dtype.startswith(("float4", "float6", "float8", "int8", "uint8"))
 
 
 def _padded(count: int, tile: int) -> int:
