@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         load_components,
         load_model,
         load_pipeline,
+        plan,
         skip_model_initialization,
     )
     from lading.memory import (
@@ -62,6 +63,7 @@ _HOMES = {
         "load_components",
         "load_model",
         "load_pipeline",
+        "plan",
         "skip_model_initialization",
     ),
     "lading.memory": (
@@ -108,6 +110,7 @@ __all__ = [
     "manage",
     "manager_of",
     "open_checkpoint",
+    "plan",
     "register_architecture",
     "shipped_model",
     "skip_model_initialization",

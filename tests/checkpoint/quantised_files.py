@@ -14,7 +14,7 @@ State = dict[str, torch.Tensor]
 Quantise = Callable[[str, torch.Tensor], tuple[State, torch.Tensor]]
 """A layer's name and its weight -> the tensors that a file holds for them, and the decoded weight in float32."""
 
-NF4 = (-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0)
+NF4: tuple[float, ...] = (-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0)
 NF4 += (0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0)
 
 

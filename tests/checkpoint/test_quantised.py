@@ -52,7 +52,7 @@ def test_weights_go_by_their_names_and_shapes_and_have_the_values_that_their_lib
     assert not weights.remedies
     assert weights.companions.isdisjoint(weights.tensors)
     for dtype in (torch.float32, torch.bfloat16):
-        found = read_state_dict(as_the_network_has_it(open_checkpoint(file)), lambda _, dtype=dtype: dtype)
+        found = read_state_dict(as_the_network_has_it(open_checkpoint(file)), dict.fromkeys(expected, dtype).get)
         for name, tensor in expected.items():
             assert torch.equal(found[name], tensor.to(dtype)), (name, dtype)
     assert load_state_dict(file).keys() == state.keys(), "a state dict is what is stored"
@@ -225,8 +225,10 @@ def by_bitsandbytes(package: Any, weight: torch.Tensor) -> tuple[dict[str, torch
 
 
 def by_quanto(package: Any, weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    layer = torch.nn.Sequential(torch.nn.Linear(*reversed(weight.shape), bias=False, dtype=weight.dtype))
-    layer[0].weight.data = weight
+    rows, columns = weight.shape
+    linear: Any = torch.nn.Linear(columns, rows, bias=False, dtype=weight.dtype)
+    layer: Any = torch.nn.Sequential(linear)
+    linear.weight.data = weight
     package.quantize(layer, weights=package.qint8)
     package.freeze(layer)
     return dict(layer.state_dict()), layer[0].weight.dequantize()

@@ -106,7 +106,7 @@ def test_a_gguf_file_is_recognised_at_once_and_loads_to_what_diffusers_decodes(
     assert found.quantised == {"Q8_0": 23, "Q4_0": 12}
     assert not found.problems
     assert "quantised Q8_0 x 23, Q4_0 x 12" in found.explain()
-    model = load_model(None, wan_gguf)
+    model: Any = load_model(None, wan_gguf)
     parameters = dict(model.named_parameters())
     for name, parameter in wan_by_diffusers.named_parameters():
         assert torch.equal(parameters[name], dequantize_gguf_tensor(parameter).to(parameters[name].dtype)), name
@@ -118,7 +118,7 @@ def test_a_gguf_file_is_recognised_at_once_and_loads_to_what_diffusers_decodes(
 
 def test_under_a_limit_gguf_weights_are_decoded_as_they_stream(wan_gguf: Path) -> None:
     expected = film(load_model(None, wan_gguf))
-    model = load_model(None, wan_gguf, memory_limit="4MB")
+    model: Any = load_model(None, wan_gguf, memory_limit="4MB")
     assert torch.equal(film(model), expected)
     assert torch.equal(film(model), expected)
     manager = lading.manager_of(model)
@@ -131,7 +131,7 @@ def test_kept_gguf_weights_are_diffusers_own_layers(
     wan_gguf: Path, wan_by_diffusers: diffusers.WanTransformer3DModel
 ) -> None:
     keep = diffusers.GGUFQuantizationConfig(compute_dtype=torch.bfloat16)
-    model = load_model(None, wan_gguf, quantization_config=keep)
+    model: Any = load_model(None, wan_gguf, quantization_config=keep)
     kept = {name for name, part in model.named_modules() if isinstance(part, GGUFLinear)}
     theirs = {name for name, part in wan_by_diffusers.named_modules() if isinstance(part, GGUFLinear)}
     assert theirs - kept == {"proj_out"}, "diffusers keeps bfloat16 too, as bytes"
@@ -149,7 +149,7 @@ def test_kept_gguf_weights_stream_as_they_are_stored(wan_gguf: Path, by: str) ->
     keep = diffusers.GGUFQuantizationConfig(compute_dtype=torch.bfloat16)
     expected = film(load_model(None, wan_gguf, quantization_config=keep))
     if by == "load_model":
-        model = load_model(None, wan_gguf, quantization_config=keep, memory_limit="2.5MB")
+        model: Any = load_model(None, wan_gguf, quantization_config=keep, memory_limit="2.5MB")
     else:
         model = load_model(None, wan_gguf, quantization_config=keep)
         lading.manage(model, "2.5MB")
@@ -177,7 +177,8 @@ def test_a_text_encoder_in_the_names_of_llama_cpp_loads_as_itself(tmp_path: Path
     assert found.best is not None
     assert (found.best.model_class, found.best.layout) == (f"transformers.{name}", "llama.cpp")
     assert {key: found.best.config[key] for key in config} == config
-    loaded = load_model(None, file, torch_dtype="float32").state_dict()
+    loaded_model: Any = load_model(None, file, torch_dtype="float32")
+    loaded = loaded_model.state_dict()
     stored = lading.load_state_dict(file)
     for key, tensor in state.items():
         assert torch.equal(loaded[key], stored[f"{names.get_name(key.removesuffix('.weight'))}.weight"].float()), key
@@ -239,10 +240,11 @@ def test_a_quantised_file_in_an_original_layout_is_named_and_loads_decoded(
         key: value for key, value in FLUX.items() if key != "axes_dims_rope"
     }
     config = {"axes_dims_rope": FLUX["axes_dims_rope"]}
-    expected = load_model(None, plain, config=config, torch_dtype="float32").state_dict()
-    model = load_model(None, file, config=config, torch_dtype="float32")
+    plain_model: Any = load_model(None, plain, config=config, torch_dtype="float32")
+    expected = plain_model.state_dict()
+    model: Any = load_model(None, file, config=config, torch_dtype="float32")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
-    streamed = load_model(None, file, config=config, torch_dtype="float32", memory_limit="3MB")
+    streamed: Any = load_model(None, file, config=config, torch_dtype="float32", memory_limit="3MB")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in streamed.state_dict().items())
 
 
@@ -367,7 +369,7 @@ def test_the_averaged_copy_of_a_network_is_another_candidate(
     with pytest.raises(IdentificationError, match="several networks"):
         load_model(None, file)
     chosen = next(one for one in found.candidates if one.prefix == "generator_ema.model.")
-    loaded = load_model(chosen, file, config={"axes_dims_rope": FLUX["axes_dims_rope"]}, torch_dtype="float32")
+    loaded: Any = load_model(chosen, file, config={"axes_dims_rope": FLUX["axes_dims_rope"]}, torch_dtype="float32")
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in loaded.state_dict().items())
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lading import CheckpointError, MemoryLimitError, load_model
-from lading.catalog.origin import Origin
+from lading.catalog.keymap import KeyMap, swap_halves
+from lading.catalog.origin import find_origins
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.reading import OpenFile
 from lading.devices.fake import FakeDevice
@@ -23,12 +24,15 @@ from tests.memory.odd import Odd
 TOKENS = torch.arange(10)
 
 
-def manage(file: Path, limits: Limits, dtype: torch.dtype = torch.float32) -> tuple[Any, Manager]:
+def manage(
+    file: Path, limits: Limits, dtype: torch.dtype = torch.float32, key_map: KeyMap | None = None
+) -> tuple[Any, Manager]:
     """A module whose weights stream to a device; its buffers are there."""
     checkpoint = open_checkpoint(file)
     with torch.device("meta"):
         module = Odd().to(dtype).eval()
-    weights = {name: Weight(Origin.of(checkpoint[name]), dtype) for name, _ in module.named_parameters()}
+    origins = find_origins(key_map, checkpoint)
+    weights = {name: Weight(origins[name], dtype) for name, _ in module.named_parameters()}
     resident = load_model(Odd, file, torch_dtype=dtype)
     for name, buffer in resident.named_buffers():
         setattr(module, name, buffer)
@@ -60,6 +64,21 @@ def test_outputs_are_right_at_every_limit_and_the_device_holds_no_more_than_plan
         assert max(device.peak_pinned, plan.placement.host_nbytes) <= host_memory
         manager.release()
         assert device.used == device.pinned == 0
+
+
+def test_weights_of_several_stretches_arrive_whole(odd: Path) -> None:
+    key_map = KeyMap((swap_halves("blocks.{n}.weight", "blocks.{n}.weight"),))
+    resident: Any = load_model(Odd, odd, torch_dtype=None)
+    for block in resident.blocks:
+        block.weight.data = block.weight.data.roll(32, 0)
+    for limit in (minimum(odd) + 20_000, 200_000):
+        for host_memory in (100_000, 10**9):
+            module, manager = manage(odd, Limits(limit, host_memory, FakeDevice()), key_map=key_map)
+            with torch.no_grad():
+                for _ in range(3):
+                    assert torch.equal(module(TOKENS), resident(TOKENS))
+            assert torch.equal(module.state_dict()["blocks.3.weight"], resident.blocks[3].weight)
+            manager.release()
 
 
 def test_units_that_wait_in_host_memory_are_read_once(odd: Path) -> None:

@@ -117,12 +117,14 @@ class Component:
         published: the entry of that architecture's `published` that holds its config.
         called: what files and prefixes call it, where the pipeline has several networks of its class.
         identities: its weights that files leave out where they are identity matrices.
+        layers: so many of the first are used, where files hold more.
     """
 
     model_class: str
     published: str = ""
     called: tuple[str, ...] = ()
     identities: tuple[str, ...] = ()
+    layers: int | None = None
 
 
 @dataclass(frozen=True)

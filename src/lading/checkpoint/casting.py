@@ -80,7 +80,7 @@ def stored_elements(memory: Arena | FileMapping, dtype: torch.dtype, start: int,
     return memory.tensor(dtype, start, end)
 
 
-def stored_bytes(memory: Arena, start: int, end: int) -> torch.Tensor:
+def stored_bytes(memory: Arena | FileMapping, start: int, end: int) -> torch.Tensor:
     """Return a stretch of memory as bytes, at an address where numbers of any dtype may begin."""
     stored = memory.tensor(torch.uint8, start, end)
     return stored.clone() if stored.data_ptr() % _ALIGNMENT_OF_NUMBERS else stored
@@ -113,19 +113,19 @@ def cut_spans(
     return [*spans, Span(tuple(parts))] if parts else spans
 
 
-def cast_span(span: Span, arena: Arena, start: int, decoders: Mapping[Encoding, Decoder]) -> None:
+def cast_span(span: Span, memory: Arena | FileMapping, start: int, decoders: Mapping[Encoding, Decoder]) -> None:
     """Cast the parts of a span into their targets.
 
     Args:
-        arena: holds the file's bytes from `start` on.
+        memory: holds the file's bytes from `start` on.
         decoders: of the encodings of its tensors.
     """
     for part in span.parts:
         encoding = part.info.encoding
         if encoding is None:
-            copy_serially(part.target, stored_elements(arena, part.dtype, part.start - start, part.end - start))
+            copy_serially(part.target, stored_elements(memory, part.dtype, part.start - start, part.end - start))
         else:
-            stored = stored_bytes(arena, part.start - start, part.end - start)
+            stored = stored_bytes(memory, part.start - start, part.end - start)
             decode_into(part.target, stored, encoding, part.first, decoders[encoding])
 
 

@@ -110,14 +110,15 @@ class _Sorter:
             )
             return
         shape, dtype, group = state.get("shape"), state.get("dtype"), state.get("blocksize")
-        sizes = isinstance(shape, list) and all(type(size) is int and 0 <= size < 2**63 for size in shape)
+        sizes = tuple(shape) if isinstance(shape, list) else (-1,)
+        countable = all(type(size) is int and 0 <= size < 2**63 for size in sizes)
         scheme = f"bitsandbytes {name[-3:]}"
-        if not sizes or dtype not in ("float32", "float16", "bfloat16") or type(group) is not int or group < 1:
+        if not countable or dtype not in ("float32", "float16", "bfloat16") or type(group) is not int or group < 1:
             raise self._damaged(name, f"describes no weight: {str(state)[:200]}")
-        count = prod(shape)
+        count = prod(sizes)
         groups = -(-count // group)
         if info.nbytes != -(-count // 2):
-            raise self._damaged(weight, f"has {info.nbytes} bytes, {scheme} of shape {tuple(shape)} another number")
+            raise self._damaged(weight, f"has {info.nbytes} bytes, {scheme} of shape {sizes} another number")
         expected = {f"{weight}.absmax": (absmax, groups), f"{weight}.quant_map": (table, 16)}
         nested = self._stored.get(f"{weight}.nested_absmax")
         scale_table = self._stored.get(f"{weight}.nested_quant_map")
@@ -145,7 +146,7 @@ class _Sorter:
             nested_group=nested_group,
             offset=float(offset),
         )
-        self._found(weight, replace(info, shape=tuple(shape), dtype=dtype, encoding=encoding))
+        self._found(weight, replace(info, shape=sizes, dtype=dtype, encoding=encoding))
 
     def bitsandbytes_8bit(self, name: str, layer: str) -> None:
         """`SCB` holds the largest magnitude of each row, for which the code is 127."""

@@ -12,14 +12,24 @@ import torch
 from lading.catalog import Candidate
 from lading.catalog.construction import model_class as class_named
 from lading.checkpoint.dtypes import named_dtype
-from lading.errors import ComponentError
+from lading.errors import ComponentError, LadingError
 from lading.loading.ingredients import BareFile, gather
 from lading.loading.loaders import Loaded, LoadOptions
+from lading.loading.managed import load_managed, vram_rules
 from lading.loading.mapped import load_source
 from lading.loading.matching import likely_assignments
 from lading.loading.network import is_diffusers_model
 from lading.loading.recognised import likeliest, source_of
 from lading.loading.source import Source
+from lading.memory.layers import AutoWrappedLinear, AutoWrappedModule
+from lading.memory.wrapping import LayerMap
+
+_LAYERS: LayerMap = {
+    torch.nn.Linear: AutoWrappedLinear,
+    torch.nn.Embedding: AutoWrappedModule,
+    torch.nn.modules.conv._ConvNd: AutoWrappedModule,
+}
+"""What is replaced where a `ModelConfig` says where weights are: the layers that have nearly all of them."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +38,14 @@ class BareNetwork:
 
     Attributes:
         name: that its pipeline gives it.
+        vram_limit: see `enable_vram_management`; of use where the file's `ModelConfig` says where its weights are.
     """
 
     name: str
     file: BareFile
     candidate: Candidate
     source: Source
+    vram_limit: float | str | None = None
 
 
 def find_bare_network(path: str | os.PathLike[str], name: str) -> BareNetwork:
@@ -67,9 +79,20 @@ def load_bare_network(network: BareNetwork, options: LoadOptions) -> Loaded:
     else:
         dtype = torch.float32 if is_diffusers_model(model_class) else None
     place = torch.device(options.device or "cpu")
-    config = network.candidate.config
-    model = load_source(network.name, model_class, network.source, config, dtype, place, options.limits)
-    return Loaded(model, network.file.checkpoint.files)
+    config, files, vram_config = network.candidate.config, network.file.checkpoint.files, network.file.vram_config
+    if not vram_config:
+        model = load_source(network.name, model_class, network.source, config, dtype, place, options.limits)
+        return Loaded(model, files)
+    if options.limits is not None:
+        raise LadingError(
+            f"{network.file}: memory_limit and the {', '.join(vram_config)} of its ModelConfig both say where weights "
+            "are: give one of them"
+        )
+    rules = vram_rules(_LAYERS, vram_config, network.vram_limit, dtype, place)
+    assert rules is not None  # there is a module map
+    managed = load_managed(network.name, model_class, network.source, config, rules, _LAYERS, network.vram_limit, None)
+    assert managed is not None  # a source is loaded as it is
+    return Loaded(managed, files)
 
 
 def _named(file: BareFile, name: str) -> Candidate:

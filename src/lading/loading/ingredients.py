@@ -8,15 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from lading.catalog import Candidate, Identification, identify_checkpoint
+from lading.catalog import (
+    Candidate,
+    Identification,
+    Shapes,
+    UnknownSizeError,
+    find_architecture,
+    identify_checkpoint,
+)
 from lading.checkpoint import Checkpoint, open_checkpoint
 from lading.checkpoint.dduf_file import is_dduf, unpack_dduf
 from lading.checkpoint.files import natural_key
 from lading.checkpoint.quantised import as_the_network_has_it
-from lading.errors import ComponentError, IdentificationError
+from lading.errors import CheckpointError, ComponentError, IdentificationError
 from lading.hub import ModelConfig
 from lading.loading.configs import class_from_config
-from lading.loading.recognised import why_unknown
+from lading.loading.loaders import ComponentSpec, resolve_class
+from lading.loading.recognised import source_of, why_unknown
 
 Ingredient: TypeAlias = "str | os.PathLike[str] | ModelConfig"
 """A checkpoint file, the folder of a component or of a pipeline, or a `ModelConfig` that names such or several."""
@@ -37,6 +45,7 @@ class BareFile:
     hints: str
     vram_config: Mapping[str, Any] = field(default_factory=dict)
     _of_class: dict[str, tuple[Candidate, ...]] = field(default_factory=dict)
+    _told: dict[Candidate, frozenset[str]] = field(default_factory=dict)
 
     @property
     def parts(self) -> Iterator[Part]:
@@ -53,6 +62,18 @@ class BareFile:
             taken = {one.prefix for one in own}
             self._of_class[model_class] = (*own, *(one for one in others if one.prefix not in taken))
         return self._of_class[model_class]
+
+    def told_by_tensors(self, candidate: Candidate) -> frozenset[str]:
+        """Return the entries of a candidate's config that the tensors' shapes tell, or allow to guess."""
+        if candidate not in self._told:
+            architecture = find_architecture(candidate.family, str(candidate.model_class))
+            try:
+                origins = source_of(self.checkpoint, candidate, self.found.candidates).origins
+                told = architecture.infer_config(Shapes({name: origin.shape for name, origin in origins.items()}))
+            except (CheckpointError, UnknownSizeError):  # whoever loads it says what is wrong
+                told = dict(candidate.config)
+            self._told[candidate] = frozenset(told)
+        return self._told[candidate]
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.checkpoint.files))
@@ -96,8 +117,13 @@ class ComponentFolder:
     library: str
     class_name: str
 
+    @property
+    def model_class(self) -> str:
+        """Library and class."""
+        return f"{self.library}.{self.class_name}"
+
     def __str__(self) -> str:
-        return f"{self.library}.{self.class_name} in {self.folder}"
+        return f"{self.model_class} in {self.folder}"
 
 
 @dataclass(frozen=True)
@@ -141,11 +167,11 @@ def gather(given: Iterable[Ingredient]) -> Ingredients:
             if (folder / "model_index.json").is_file():
                 pipelines.append(folder)
                 continue
-            named = class_from_config(folder)
-            if named is None:
-                files.append(_bare_file([folder], hints, vram_config))
+            component = _component_folder(folder)
+            if component is not None:
+                folders.append(component)
             else:
-                folders.append(ComponentFolder(folder, *named))
+                files.append(_bare_file([folder], hints, vram_config))
         shards = [path for path in paths if not path.is_dir()]
         if shards:
             files.append(_bare_file(shards, hints, vram_config))
@@ -166,6 +192,18 @@ def _named(one: Ingredient) -> tuple[list[Path], str, dict[str, Any]]:
     paths = one.path if isinstance(one.path, list) else [one.path or ""]
     given = {key: value for key, value in one.vram_config().items() if value is not None}
     return [Path(path) for path in paths], " ".join([one.model_id or "", *paths]), given
+
+
+def _component_folder(folder: Path) -> ComponentFolder | None:
+    """A folder whose config names a class; None for one of weights alone, or of a class of another program's."""
+    named = class_from_config(folder)
+    if named is None:
+        return None
+    try:
+        resolve_class(ComponentSpec(folder.name, *named, folder))
+    except ComponentError:
+        return None
+    return ComponentFolder(folder, *named)
 
 
 def _bare_file(paths: list[Path], hints: str, vram_config: dict[str, Any]) -> BareFile:

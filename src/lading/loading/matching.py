@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from lading.catalog import Candidate, Component, Repository, find_architecture, known_families
 from lading.catalog.architecture import Config
@@ -51,6 +52,8 @@ class Cast:
                 "of lading.identify that is meant"
             )
         found = source_of(self.part.file.checkpoint, self.candidate, self.part.file.found.candidates)
+        if self.component.layers is not None:
+            found = found.without(name for name in found.origins if _layer(name) >= self.component.layers)
         absent = [name for name in self.component.identities if name not in found.origins]
         if not absent:
             return found
@@ -108,8 +111,8 @@ class Assignment:
         return self.repository.pipeline_class, repr(self.repository.settings), configs
 
 
-def find_assignment(given: Ingredients) -> Assignment:
-    """Return the pipeline of the catalog that networks make.
+def find_assignment(given: Ingredients) -> tuple[Assignment, ...]:
+    """Return the pipeline of the catalog that networks make; several where what is in files is the same in each.
 
     Raises:
         ComponentError: none, or several do.
@@ -119,9 +122,21 @@ def find_assignment(given: Ingredients) -> Assignment:
         raise ComponentError(_why_none(given))
     refuse_left_over(likely[0])
     if len({repr(one.outcome()) for one in likely}) > 1:
-        names = ", ".join(f"{one.name} ({one.repository.pipeline_class.rpartition('.')[2]})" for one in likely)
-        raise ComponentError(f"{given}: may be {names}: say which with base=, one of these ids or a folder")
-    return likely[0]
+        refuse_several(given, likely)
+    return tuple(likely)
+
+
+def refuse_several(given: Ingredients, likely: Iterable[Assignment], why: str = "") -> NoReturn:
+    """Raise the error that networks may be of several pipelines.
+
+    Args:
+        why: that matters.
+
+    Raises:
+        ComponentError: always.
+    """
+    names = ", ".join(f"{one.name} ({one.repository.pipeline_class.rpartition('.')[2]})" for one in likely)
+    raise ComponentError(f"{given}: may be {names}{why}: say which with base=, one of these ids or a folder")
 
 
 def refuse_left_over(assignment: Assignment) -> None:
@@ -168,7 +183,7 @@ def assign(
     parts: dict[str, Cast] = {}
     placed: dict[str, ComponentFolder] = {}
     for place, component in repository.components.items():
-        alike = [one for one in folders if f"{one.library}.{one.class_name}" == component.model_class]
+        alike = [one for one in folders if place == one.folder.name or one.model_class == component.model_class]
         if alike:
             placed[place] = max(alike, key=lambda one: one.folder.name == place)
             folders.remove(placed[place])
@@ -179,7 +194,7 @@ def assign(
             left.remove(part)
             layouts = tuple(dict.fromkeys(one.layout for one in fitting[part]))
             config = (configs or {}).get(place)
-            parts[place] = Cast(part, component, _settled(fitting[part], component, config), layouts)
+            parts[place] = Cast(part, component, _settled(part, fitting[part], component, config), layouts)
     missing = tuple(
         place
         for place in repository.components
@@ -201,7 +216,7 @@ def relative(pipeline_class: str, place: str, model_class: str) -> Component:
 def _all_assignments(given: Ingredients) -> list[Assignment]:
     """Those of all pipelines whose denoiser is among what was given."""
     classes = {candidate.model_class for part in given.parts for candidate in part.candidates}
-    classes |= {f"{folder.library}.{folder.class_name}" for folder in given.folders}
+    classes |= {folder.model_class for folder in given.folders}
     return [
         assign(name, repository, given)
         for family in known_families()
@@ -239,7 +254,7 @@ def _claim(part: Part, component: Component, candidates: tuple[Candidate, ...]) 
     return called, any(component.published in one.models for one in candidates)
 
 
-def _settled(candidates: tuple[Candidate, ...], component: Component, stated: Config | None) -> Candidate:
+def _settled(part: Part, candidates: tuple[Candidate, ...], component: Component, stated: Config | None) -> Candidate:
     """Return a candidate whose config has what shapes do not tell from the pipeline that it is for.
 
     Args:
@@ -248,18 +263,34 @@ def _settled(candidates: tuple[Candidate, ...], component: Component, stated: Co
     known = [one for one in candidates if component.published in one.models]
     candidate = (known or list(candidates))[0]
     assert candidate.model_class is not None  # it was chosen for its class
-    architecture = find_architecture(candidate.family, candidate.model_class)
     if stated is not None:
         others = {key: value for key, value in stated.items() if not key.startswith("_")}
         told = {key: stated[key] for key in candidate.unverified if key in stated}
-        return replace(candidate, config={**others, **candidate.config, **told})
-    published = architecture.published.get(component.published, {})
-    told = {
-        key: published[key]
-        for key, default in architecture.unverified.items()
-        if key in published and candidate.config.get(key) == default  # else the tensors told it
-    }
-    return replace(candidate, config={**candidate.config, **told})
+    else:
+        architecture = find_architecture(candidate.family, candidate.model_class)
+        published = architecture.published.get(component.published, {})
+        others = {}
+        unknown = architecture.unverified.keys() - part.file.told_by_tensors(candidate)
+        told = {
+            key: published[key]
+            for key in unknown
+            if key in published and _as_many(published[key], candidate.config.get(key))
+        }
+    if component.layers is not None:
+        told["num_hidden_layers"] = min(component.layers, candidate.config["num_hidden_layers"])
+    return replace(candidate, config={**others, **candidate.config, **told})
+
+
+def _as_many(published: object, own: object) -> bool:
+    """Whether a published value suits a network: it is not for another number of blocks."""
+    lists = (list, tuple)
+    return not (isinstance(published, lists) and isinstance(own, lists) and len(published) != len(own))
+
+
+def _layer(name: str) -> int:
+    """The number of the layer that a tensor of an encoder belongs to; -1 for those of none."""
+    found = re.search(r"(?:^|\.)layers\.([0-9]+)\.", name)
+    return int(found[1]) if found is not None else -1
 
 
 def _why_none(given: Ingredients) -> str:

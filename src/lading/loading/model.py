@@ -151,7 +151,7 @@ def load_labelled(
     device = torch.device(device)
     source = ", ".join(str(file) for file in checkpoint.files)
     config = find_config(model_class, config, checkpoint)
-    dtype_of = _dtype_rule(model_class, config, dtype, checkpoint)
+    dtype_of = dtype_rule(model_class, config, dtype, checkpoint)
     if limits is not None:
         return load_streamed(model_class, checkpoint, config, dtype, dtype_of, limits, state_dict_converter)
     built: list[torch.nn.Module] = []
@@ -193,7 +193,7 @@ def load_labelled(
     return cast("ModelT", model.to(device).eval())
 
 
-def _dtype_rule(model_class: type, config: Any, dtype: torch.dtype | None, checkpoint: Checkpoint) -> DtypeOf:
+def dtype_rule(model_class: type, config: Any, dtype: torch.dtype | None, checkpoint: Checkpoint) -> DtypeOf:
     """Return the dtype that each tensor of a checkpoint is read in."""
     if is_transformers_model(model_class):
         if dtype is None or checkpoint.dtypes.keys() <= {str(dtype).removeprefix("torch.")}:

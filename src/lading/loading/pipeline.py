@@ -30,6 +30,7 @@ def load_pipeline(
     subfolder: str | None = None,
     token: str | bool | None = None,
     base: str | os.PathLike[str] | None = None,
+    vram_limit: float | str | None = None,
 ) -> Any:
     """Load a whole pipeline and return a plain diffusers pipeline, of the class that `model_index.json` names.
 
@@ -56,6 +57,8 @@ def load_pipeline(
         token: for private and gated models on a hub; None uses the one that is saved.
         base: for files: the folder or the id of a pipeline in the diffusers layout, which they replace networks of. It
             says what pipeline it is and has what is not given, other networks included.
+        vram_limit: in GiB, or such as "8GB", up to which layers are prepared where a `ModelConfig` says where its
+            weights are; see `enable_vram_management`.
 
     Raises:
         DownloadError: the hub could not give it.
@@ -73,17 +76,14 @@ def load_pipeline(
         device = default_device()
     if not isinstance(model, (str, os.PathLike)) or (Path(model).is_file() and not is_dduf(model)):
         given = [model] if isinstance(model, (str, os.PathLike, ModelConfig)) else list(model)
-        for option, value in (("revision", revision), ("variant", variant), ("subfolder", subfolder)):
-            if value is not None:
-                raise ComponentError(f"load_pipeline: files have no {option} {value!r}: leave it out")
+        _require_none("files have none", revision=revision, variant=variant, subfolder=subfolder)
         from lading.loading.assembly import assemble_pipeline
 
         pipeline, components = assemble_pipeline(
-            given, base, torch_dtype, device, memory_limit, host_memory_limit, token
+            given, base, torch_dtype, device, memory_limit, host_memory_limit, vram_limit, token
         )
         return _finished(pipeline, components)
-    if base is not None:
-        raise ComponentError(f"{os.fspath(model)}: base={os.fspath(base)!r} is for files: leave it out")
+    _require_none(f"{os.fspath(model)} is no file", base=base, vram_limit=vram_limit)
     folder = model_folder(model, None, revision, variant, subfolder, token)
     index = read_config(folder / "model_index.json")
     if memory_limit is None and host_memory_limit is None:
@@ -104,6 +104,12 @@ def load_pipeline(
     with construction():
         pipeline = pipeline_class.from_pretrained(str(folder), **components)
     return _finished(pipeline, components)
+
+
+def _require_none(why: str, **options: object) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise ComponentError(f"load_pipeline: {option}={value!r}: {why}: leave it out")
 
 
 def _finished(pipeline: Any, components: Components) -> Any:

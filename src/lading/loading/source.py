@@ -37,6 +37,11 @@ class Source:
         """Return the source with identity matrices, which the files leave out."""
         return replace(self, origins={**self.origins, **{name: Origin((), shape) for name, shape in shapes.items()}})
 
+    def without(self, names: Iterable[str]) -> Source:
+        """Return the source without some tensors."""
+        left_out = set(names)
+        return replace(self, origins={name: one for name, one in self.origins.items() if name not in left_out})
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, as they are stored."""

@@ -11,30 +11,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
 from lading.errors import CheckpointError
-from lading.memory.files import WeightFiles
 from lading.memory.home import Arrival, Home
 from lading.memory.image import Image, Store
-from lading.memory.planner import Placement, Work, minimum_bytes, minimum_host_bytes, next_in_slot, place, simulate
+from lading.memory.outline import Outline, Places
+from lading.memory.planner import Placement, next_in_slot, place, simulate
 from lading.memory.rates import Rates
 from lading.memory.statistics import CallStatistics, Statistics, UnitStatistics
 from lading.memory.trace import Trace
-from lading.memory.units import Leaf, Unit, make_units, visits
 
 _WORTHWHILE = 0.95
 """Of a call's time: what is gained by moving units has to make up for their being read again."""
 
 _log = logging.getLogger(__name__)
-
-Places = Mapping[str, list[tuple[torch.nn.Module, str]]]
-"""Parameter name -> the modules that hold it, and its name in each."""
 
 
 @dataclass
@@ -57,10 +53,15 @@ class _Seat:
 
 @dataclass(frozen=True)
 class _Route:
-    """One entry's way through the units."""
+    """One entry's way through the units.
+
+    Attributes:
+        returns: whether a backward pass goes on where the call ends.
+    """
 
     visits: tuple[int, ...]
     following: Mapping[int, int]
+    returns: bool = False
 
 
 class Engine:
@@ -69,9 +70,7 @@ class Engine:
     Args:
         module: whose parameters are on the meta device, or anything that the weights replace.
         places: see `parameter_places`; they stay where adapters wrap them.
-        leaves: in the order in which they run.
-        fixed: names of parameters that must always be there.
-        unit_bytes: see `make_units`.
+        outline: the module's units.
         lock: held while the module computes; modules that take turns share one.
         on_activate: called before the first weight comes.
     """
@@ -80,31 +79,24 @@ class Engine:
         self,
         module: torch.nn.Module,
         places: Places,
-        files: WeightFiles,
         home: Home,
-        leaves: tuple[Leaf, ...],
-        fixed: frozenset[str],
-        unit_bytes: int,
+        outline: Outline,
         lock: threading.RLock,
         on_activate: Callable[[], None],
     ) -> None:
         self.module = module
         self.statistics = Statistics()
-        self.leaves = leaves
-        self.units: tuple[Unit, ...] = make_units(leaves, unit_bytes)
+        self.outline = outline
+        self.units = outline.units
         self.placement: Placement | None = None
         self.active = False
         self.bound: dict[str, torch.nn.Parameter] = {}
         self._places = places
-        self._files = files
         self._home = home
         self._lock = lock
         self._on_activate = on_activate
-        self._images = [files.image(unit.parameters) for unit in self.units]
-        fixed_image = files.image(sorted(fixed))
-        casts = any(image.casts for image in (*self._images, fixed_image))
-        self.overhead_bytes = fixed_image.nbytes + (home.casting_bytes if casts else 0) + home.workspace_bytes
-        self._fixed = _Seat(-1, fixed_image, home.store(fixed_image.nbytes))
+        self._images = outline.images
+        self._fixed = _Seat(-1, outline.fixed, home.store(outline.fixed.nbytes))
         self._unit_of = {leaf.name: number for number, unit in enumerate(self.units) for leaf in unit.leaves}
         self._routes: dict[str, _Route] = {}
         self._route = _Route((), {})
@@ -115,14 +107,6 @@ class Engine:
         self._slots: list[Store] = []
         self._holds: list[int | None] = []
         self._bind(self._fixed)
-
-    def minimum_bytes(self) -> int:
-        """Return the least bytes for weights with which the module can run."""
-        return self.overhead_bytes + minimum_bytes(self._work((), None, Rates()))
-
-    def minimum_host_bytes(self) -> int:
-        """Return the least host memory that the module needs beside a device."""
-        return minimum_host_bytes(self._work((), None, Rates()))
 
     def set_placement(
         self, nbytes: int, host_nbytes: int, traces: Mapping[str, Trace], rates: Rates, reluctant: bool = False
@@ -139,17 +123,21 @@ class Engine:
             None if they do not fit, and all stays as it is.
         """
         with self._lock:
-            orders = {entry: visits([call.leaf for call in trace.calls], self.units) for entry, trace in traces.items()}
+            orders = {entry: self.outline.order(trace) for entry, trace in traces.items()}
             entry = next(iter(traces), "")
-            work = self._work(orders.get(entry, ()), traces.get(entry), rates)
-            placement = place(work, nbytes - self.overhead_bytes, host_nbytes)
+            work = self.outline.work(traces.get(entry), rates)
+            placement = place(work, nbytes - self.outline.overhead_bytes, host_nbytes)
             if placement is None:
                 return None
             if reluctant and self.placement is not None:
                 seconds = simulate(work, self.placement)
                 if placement.seconds > _WORTHWHILE * seconds:
                     placement = replace(self.placement, seconds=seconds)
-            self._routes = {e: _Route(o, next_in_slot(o, placement)) for e, o in orders.items()}
+            self._routes = {
+                entry: _Route(order, next_in_slot(order, placement), bool(traces[entry].backward))
+                for entry, order in orders.items()
+            }
+            self._visit = -1
             self._route = self._routes.get(entry, self._route)
             if self.placement is None or _seating(placement) != _seating(self.placement):
                 self._seat(placement)
@@ -164,15 +152,16 @@ class Engine:
         with self._lock:
             statistics, before = self.statistics, replace(self.statistics)
             start = time.perf_counter()
+            self._go_on(-1)
             self._route = self._routes.get(name, self._route)
-            self._visit = -1
             statistics.calls += 1
             self.resume()
             self._await(self._fixed)
             try:
                 yield
             finally:
-                self._go_on(-1)
+                if not self._route.returns:
+                    self._go_on(-1)
                 seconds = time.perf_counter() - start
                 self._calls += 1
                 statistics.recent.append(CallStatistics.between(before, statistics, name, seconds))
@@ -181,10 +170,11 @@ class Engine:
     def slowness(self) -> float | None:
         """How many times longer than predicted a call computes; None before the second call of a placement is done.
 
-        The first one also takes what only first calls do: memory is new, kernels are made.
+        The first one also takes what only first calls do: memory is new, kernels are made. Calls that a backward pass
+        follows tell nothing: only their own end is known.
         """
         entry, predicted = self._predicted
-        if self._calls != 2 or self.statistics.recent[-1].entry != entry:
+        if self._calls != 2 or self.statistics.recent[-1].entry != entry or self._route.returns:
             return None
         last = self.statistics.recent[-1]
         return max(last.seconds - last.waited_seconds, 1e-6) / predicted
@@ -196,6 +186,7 @@ class Engine:
                 self._empty(seat)
             for store in self._slots:
                 store.discard()
+            self._visit = -1
             self._home.rest()
             self.active = False
 
@@ -264,24 +255,13 @@ class Engine:
                 self.statistics.late += 1
             self._await(seat)
 
-    def _work(self, order: tuple[int, ...], trace: Trace | None, rates: Rates) -> Work:
-        order = order or tuple(range(len(self.units)))
-        flops = Counter[str]()
-        for call in trace.calls if trace is not None else ():
-            flops[call.leaf] += call.flops
-        whole = [sum(rates.seconds(flops[leaf.name], leaf.nbytes) for leaf in unit.leaves) for unit in self.units]
-        seconds = [whole[unit] / order.count(unit) for unit in order]
-        sizes = tuple(image.nbytes for image in self._images)
-        if not self._home.copies:
-            return Work(sizes, tuple(seconds), order, rates.read)
-        return Work(sizes, tuple(seconds), order, rates.read, rates.copy, max((*sizes, self._fixed.image.nbytes)))
-
     def _seat(self, placement: Placement) -> None:
         """Make the memory and bind every parameter to its place in it; units that stay resident keep theirs."""
         kept = {seat.unit: seat for seat in self._seats if seat.slot is None and seat.unit in placement.resident}
         for seat in self._seats:
             if seat.unit not in kept:
                 self._empty(seat)
+                self._outdate(seat)
         for store in self._slots:
             store.discard()
         self._slots = [self._home.store(placement.slot_bytes) for _ in placement.slots]
@@ -302,6 +282,11 @@ class Engine:
         for name, tensor in seat.image.tensors(seat.store).items():
             self.bound[name] = bind_parameter(self._places[name], tensor)
         seat.store.discard()
+
+    def _outdate(self, seat: _Seat) -> None:
+        """Let a backward pass fail that was to use weights from where they do not come to any more."""
+        for name in seat.image.names:
+            torch.autograd.graph.increment_version(self.bound[name])
 
     def _first_needed(self) -> Iterable[_Seat]:
         """Seats in the order of a call; those that it does not visit are brought when somebody asks for them."""
@@ -388,21 +373,9 @@ def parameter_like(before: torch.Tensor | None, tensor: torch.Tensor) -> torch.n
     bytes in it are, as one of that kind."""
     if before is None or type(before) in (torch.Tensor, torch.nn.Parameter):
         return torch.nn.Parameter(tensor, requires_grad=False)
-    parameter: torch.nn.Parameter = torch.Tensor._make_subclass(type(before), tensor, False)
+    parameter = torch.Tensor._make_subclass(type(before), tensor, False)
     parameter.__dict__.update(before.__dict__)
-    return parameter
-
-
-def parameter_places(module: torch.nn.Module) -> dict[str, list[tuple[torch.nn.Module, str]]]:
-    """Return for each parameter, under the first of its names, the modules that hold it and its name in each."""
-    names: dict[int, str] = {}
-    places: dict[str, list[tuple[torch.nn.Module, str]]] = {}
-    for prefix, part in module.named_modules():
-        for attribute, parameter in part._parameters.items():
-            if parameter is not None:
-                name = names.setdefault(id(parameter), f"{prefix}{'.' if prefix else ''}{attribute}")
-                places.setdefault(name, []).append((part, attribute))
-    return places
+    return cast("torch.nn.Parameter", parameter)
 
 
 def _seating(placement: Placement) -> tuple[object, ...]:

@@ -78,6 +78,7 @@ class Image:
 
     Attributes:
         nbytes: a multiple of the block.
+        stored_bytes: that are read for it.
         casts: whether any parameter passes through other memory on its way: it is cast, decoded, or put together.
     """
 
@@ -94,6 +95,8 @@ class Image:
             self._places[name] = end
             end += -(-weights[name].nbytes // _ALIGNMENT) * _ALIGNMENT
         self.nbytes = block_ceiling(end)
+        cast_bytes = sum(run.end - run.start for name in self._cast for run in weights[name].origin.runs)
+        self.stored_bytes = sum(read.end - read.start for read in self._reads) + cast_bytes
         self.casts = bool(self._cast)
 
     @property

@@ -1,8 +1,8 @@
 """What a module does with its weights: which leaf runs when, how much it computes, and what its activations take.
 
-One forward with fake tensors (shapes, dtypes and devices, no data) tells it, in a second and without memory. A *leaf*
-is a module that owns parameters and calls no other module that does; parameters that are used in any other way than by
-their leaf are *fixed*: they have to be there all the time.
+One forward with fake tensors (shapes, dtypes and devices, no data), and one backward where gradients are wanted, tell
+it, in a second and without memory. A *leaf* is a module that owns parameters and calls no other module that does;
+parameters that are used in any other way than by their leaf are *fixed*: they have to be there all the time.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,6 +27,22 @@ from lading.errors import LadingError
 
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
+_ON_THE_LEFT = {
+    torch.ops.aten.mm: 0,
+    torch.ops.aten.bmm: 0,
+    torch.ops.aten.addmm: 1,
+    torch.ops.aten.baddbmm: 1,
+    torch.ops.aten._scaled_mm: 0,
+}
+"""Products of matrices -> which argument is on the left side."""
+_LOOKUPS = {torch.ops.aten.embedding, torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather}
+"""Operators that read as much as they write, of whatever there is."""
+_QUESTIONS = {
+    getattr(torch.Tensor, name).__get__
+    for name in ("dtype", "device", "shape", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "requires_grad")
+} | {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.stride, torch.Tensor.is_floating_point}
+"""What is asked of a tensor without its values: to ask a parameter outside its leaf does not hold it in memory."""
+_FREE = {"device", "_unsafe_view", "_reshape_alias", "empty", "empty_like", "new_empty", "empty_strided", "sym_size"}
 
 
 _state = threading.local()
@@ -37,16 +54,38 @@ def is_tracing() -> bool:
 
 
 @dataclass(frozen=True)
+class Operation:
+    """What one kernel computes and touches.
+
+    Attributes:
+        operator: "product", "convolution", "attention", or torch's name of what has no FLOPs, with its variant.
+        dtype: torch's name of the dtype that it computes in.
+        flops: floating-point operations, two for a multiplication with an addition.
+        nbytes: of its inputs and outputs.
+        sizes: what its speed depends on: of a product rows, inner and columns; of a convolution channels in and out,
+            places of the kernel and of the output; of attention heads, queries, keys and their width; else the bytes.
+    """
+
+    operator: str
+    dtype: str
+    flops: int
+    nbytes: int
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Call:
-    """One run of a leaf.
+    """One run of a leaf, and what containers compute themselves until the next.
 
     Attributes:
         leaf: its name in the module.
         flops: floating-point operations, two for a multiplication with an addition.
+        operations: one by one.
     """
 
     leaf: str
     flops: int
+    operations: tuple[Operation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,13 +94,21 @@ class Trace:
 
     Attributes:
         calls: the leaves in the order in which they run; a leaf may run twice.
-        activation_bytes: the most that inputs, intermediate tensors and workspaces take at a time.
+        activation_bytes: the most that inputs, intermediate tensors and workspaces take at a time; with a backward
+            pass also what is saved for it, and the gradients.
         fixed: names of parameters that are used outside their leaf, or by modules that call others.
+        backward: the leaves in the order in which the backward pass needs them, those that it computes again included.
     """
 
     calls: tuple[Call, ...]
     activation_bytes: int
     fixed: frozenset[str]
+    backward: tuple[Call, ...] = ()
+
+    @property
+    def all_calls(self) -> tuple[Call, ...]:
+        """There and back."""
+        return self.calls + self.backward
 
 
 def trace(
@@ -70,13 +117,17 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     entry: str = "forward",
     device: torch.device | str = "cpu",
+    backward: bool = False,
+    recorder: TorchDispatchMode | None = None,
 ) -> Trace:
     """Run a module on fake tensors and note what it does; neither its weights nor its inputs need data.
 
     Args:
-        args: tensors of any device, the meta device included; only shapes, dtypes and places count.
+        args: tensors of any device, the meta device included; only shapes, dtypes, places and `requires_grad` count.
         entry: the method to call.
-        device: where the module computes.
+        device: where the module computes; it need not be there.
+        backward: go back from the outputs too.
+        recorder: is shown every operator too.
 
     Raises:
         LadingError: the module cannot be copied, or decides by values that only real data has.
@@ -84,10 +135,14 @@ def trace(
     module = _twin(module)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = torch.device(device)
+    place = torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
+        needs_gradient = backward and tensor.requires_grad
         with mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            return torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=place, requires_grad=needs_gradient
+            )
 
     state: dict[str, torch.Tensor] = {}
     twins: dict[int, torch.Tensor] = {}
@@ -99,17 +154,20 @@ def trace(
             twins[id(tensor)] = _of_its_kind(fake(tensor), tensor)
         state[name] = twins[id(tensor)]
     inputs = tree_map_only(torch.Tensor, fake, (args, dict(kwargs or {})))
-    observer = _Observer(module, state)
+    observer = _Observer(module, state, device.type)
     _state.tracing = True
     try:
-        with torch.no_grad(), mode, observer.watching(), observer:
+        with torch.set_grad_enabled(backward), mode, observer.watching(), observer, recorder or nullcontext():
             observer.admit(tree_iter(inputs))
-            _call(module, state, entry, *inputs)
+            run = _Run(module, entry, observer.turn if backward else None)
+            torch.func.functional_call(
+                run, {f"module.{name}": tensor for name, tensor in state.items()}, *inputs, tie_weights=False
+            )
     except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
         raise LadingError(f"{type(module).__name__} cannot be traced with these inputs: {error}") from error
     finally:
         _state.tracing = False
-    return Trace(tuple(observer.calls()), observer.peak, frozenset(observer.fixed))
+    return Trace(observer.calls(), observer.peak, frozenset(observer.fixed), observer.calls(backward=True))
 
 
 def _of_its_kind(fake: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
@@ -127,7 +185,7 @@ def _twin(module: torch.nn.Module) -> torch.nn.Module:
     Rotary embeddings, for one, are cached by many networks, and a cached tensor without data would spoil real calls.
     """
     memo: dict[int, Any] = {
-        id(parameter): torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        id(parameter): torch.nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         for parameter in module.parameters()
     }
     memo |= {id(buffer): buffer for buffer in module.buffers()}
@@ -142,34 +200,34 @@ def _twin(module: torch.nn.Module) -> torch.nn.Module:
     return twin
 
 
-def _call(module: torch.nn.Module, state: dict[str, torch.Tensor], entry: str, args: Any, kwargs: Any) -> None:
-    if entry == "forward":
-        torch.func.functional_call(module, state, args, kwargs, tie_weights=False)
-        return
-    method = getattr(type(module), entry)
-    torch.func.functional_call(
-        _Method(module, method), {f"module.{name}": t for name, t in state.items()}, args, kwargs
-    )
+class _Run(torch.nn.Module):
+    """One call of a module's method, and the way back, as a module's forward: what is computed again runs inside.
 
+    Args:
+        turn: called where the backward pass begins; None for none.
+    """
 
-class _Method(torch.nn.Module):
-    """A method of a module as a module's forward."""
-
-    def __init__(self, module: torch.nn.Module, method: Callable[..., Any]) -> None:
+    def __init__(self, module: torch.nn.Module, entry: str, turn: Callable[[], None] | None) -> None:
         super().__init__()
         self.module = module
-        self.method = method
+        self._method = getattr(type(module), entry) if entry != "forward" else type(module).__call__
+        self._turn = turn
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.method(self.module, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        output = self._method(self.module, *args, **kwargs)
+        if self._turn is not None:
+            self._turn()
+            roots = [value for value in tree_iter(output) if isinstance(value, torch.Tensor) and value.requires_grad]
+            torch.autograd.backward(roots, [torch.empty_like(root) for root in roots])
 
 
 class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch types it not
     """Counts live bytes and FLOPs under the dispatcher; hooks and a function mode tell it whose they are."""
 
-    def __init__(self, module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, module: torch.nn.Module, state: Mapping[str, torch.Tensor], device: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch types it not
         self.peak = 0
+        self._device = device
         self.fixed: set[str] = set()
         self._module = module
         self._owners = {
@@ -182,14 +240,23 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
             self._names.setdefault(id(state[name]), []).append(name)
         self._weights = {_reference(tensor).cdata for tensor in state.values()}
         self._live: dict[int, tuple[Any, int]] = {}
-        self._stack: list[_Run] = []
-        self._runs: list[_Run] = []
+        self._stack: list[_Visit] = []
+        self._containers: set[torch.nn.Module] = set()
+        self._visits: list[_Visit] = []
+        self._turned: int | None = None
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self, backward: bool = False) -> tuple[Call, ...]:
         """The leaves' runs; what a container computes itself counts with the leaf that ran before it."""
-        for run in self._runs:
-            if run.is_leaf:
-                yield Call(run.name, run.flops)
+        found = self._visits[self._turned or len(self._visits) :] if backward else self._visits[: self._turned]
+        return tuple(
+            Call(visit.name, sum(operation.flops for operation in visit.operations), tuple(visit.operations))
+            for visit in found
+            if visit.part not in self._containers
+        )
+
+    def turn(self) -> None:
+        """From here on it goes back."""
+        self._turned = len(self._visits)
 
     def admit(self, tensors: Any) -> None:
         """Count tensors that are there before anything runs."""
@@ -208,7 +275,11 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
                 handles.append(
                     part.register_forward_pre_hook(lambda _, __, part=part, name=name: self._enter(part, name))
                 )
-                handles.append(part.register_forward_hook(lambda *_: self._leave(), always_call=True))
+                handles.append(
+                    part.register_forward_hook(
+                        lambda part, _, output, name=name: self._leave(part, name, output), always_call=True
+                    )
+                )
         try:
             with _ParameterUse(self._use):
                 yield
@@ -218,10 +289,9 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        workspace = _workspace_bytes(func, args, output)
-        count = flop_registry.get(getattr(func, "_overloadpacket", None))
-        if count is not None and self._runs:
-            self._runs[-1].flops += int(count(*args, **(kwargs or {}), out_val=output))
+        workspace = _workspace_bytes(func, args, output, self._device)
+        if self._visits and not is_free(func):
+            self._visits[-1].operations.append(operation_of(func, args, kwargs or {}, output))
         for tensor in tree_iter(output):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor)
@@ -230,17 +300,20 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
 
     def _enter(self, part: torch.nn.Module, name: str) -> None:
         if self._stack:
-            self._stack[-1].is_leaf = False
+            self._containers.add(self._stack[-1].part)
             self._fix_own(self._stack[-1].part)
-        self._stack.append(_Run(part, name))
-        self._runs.append(self._stack[-1])
+        self._stack.append(_Visit(part, name))
+        self._visits.append(self._stack[-1])
 
-    def _leave(self) -> None:
+    def _leave(self, part: torch.nn.Module, name: str, output: Any) -> None:
         self._stack.pop()
+        for tensor in tree_iter(output):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                tensor.register_hook(lambda _: self._visits.append(_Visit(part, name)))  # type: ignore[no-untyped-call] # torch types it not
 
     def _use(self, tensor: torch.Tensor) -> None:
         names = self._names.get(id(tensor), ())
-        running = {id(run.part) for run in self._stack}
+        running = {id(visit.part) for visit in self._stack}
         if names and not any(id(self._owners[name]) in running for name in names):
             self.fixed.update(names)
 
@@ -259,11 +332,10 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
 
 
 @dataclass
-class _Run:
+class _Visit:
     part: torch.nn.Module
     name: str
-    flops: int = 0
-    is_leaf: bool = True
+    operations: list[Operation] = field(default_factory=list)
 
 
 class _ParameterUse(TorchFunctionMode):
@@ -274,6 +346,8 @@ class _ParameterUse(TorchFunctionMode):
         self._use = use
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _QUESTIONS:
+            return func(*args, **(kwargs or {}))
         for value in tree_iter((args, kwargs or {})):
             if isinstance(value, FakeTensor):
                 self._use(value)
@@ -284,9 +358,46 @@ def _reference(tensor: torch.Tensor) -> Any:
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call] # torch types it not
 
 
-def _workspace_bytes(func: Any, args: Any, output: Any) -> int:
+@cache
+def is_free(func: Any) -> bool:
+    """Whether an operator computes nothing: it asks about tensors, views them, or takes memory."""
+    returns = func._schema.returns
+    views = all(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+    return views or func._schema.name.split("::")[-1] in _FREE
+
+
+def operation_of(func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Operation:
+    """Return what an operator of the dispatcher does with these arguments; they need no data."""
+    packet = getattr(func, "_overloadpacket", None)
+    operands = [tensor for tensor in tree_iter((args, kwargs)) if isinstance(tensor, torch.Tensor)]
+    results = [tensor for tensor in tree_iter(output) if isinstance(tensor, torch.Tensor)]
+    touched = (*results, *results) if packet in _LOOKUPS else (*operands, *results)
+    nbytes = sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in touched)
+    dtype = str(next((tensor.dtype for tensor in (*results, *operands)), torch.float32)).removeprefix("torch.")
+    count = flop_registry.get(packet)
+    flops = 0 if count is None else int(count(*args, **kwargs, out_val=output))
+    if packet in _ON_THE_LEFT:
+        left, right = args[_ON_THE_LEFT[packet] :][:2]
+        return Operation("product", dtype, flops, nbytes, (left.shape[:-1].numel(), *right.shape[-2:]))
+    if func in _CONVOLUTIONS:
+        kernel, places = args[1].shape, results[0].shape[2:].numel() * results[0].shape[0]
+        return Operation("convolution", dtype, flops, nbytes, (kernel[1], kernel[0], kernel[2:].numel(), places))
+    if flops or packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        query, key, value = args[:3]
+        sizes = (query.shape[:-2].numel(), query.shape[-2], key.shape[-2], query.shape[-1])
+        return Operation("attention", dtype, flops or _attention_flops(query, key, value), nbytes, sizes)
+    variants = [value for value in (*args, *kwargs.values()) if isinstance(value, str)]
+    return Operation(" ".join((getattr(packet, "__name__", str(packet)), *variants)), dtype, 0, nbytes, (nbytes,))
+
+
+def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """Two products: of queries with keys, and of what that gives with values."""
+    return 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+def _workspace_bytes(func: Any, args: Any, output: Any, device: str) -> int:
     """What a kernel takes beside its inputs and outputs: oneDNN and cuDNN may lay all of them out anew."""
-    if func in _CONVOLUTIONS or (func in _PRODUCTS and output.device.type == "cpu"):
+    if func in _CONVOLUTIONS or (func in _PRODUCTS and device == "cpu"):
         operands = [tensor for tensor in (*args, output) if isinstance(tensor, torch.Tensor)]
         return sum(tensor.nbytes for tensor in operands)
     return 0

@@ -125,7 +125,7 @@ def _unet_inputs(config: Config, extent: Extent) -> Inputs:
     inputs: Inputs = {
         "sample": InputSpec((batch, config["in_channels"], extent.height // 8, extent.width // 8)),
         "timestep": InputSpec((batch,)),
-        "encoder_hidden_states": InputSpec((batch, 77, config["cross_attention_dim"])),
+        "encoder_hidden_states": InputSpec((batch, extent.tokens, config["cross_attention_dim"])),
     }
     if config.get("addition_embed_type") == "text_time":
         text = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
@@ -256,7 +256,7 @@ FAMILY = Family(
             {
                 "unet": Component("diffusers.UNet2DConditionModel", "stabilityai/stable-diffusion-2-1"),
                 "vae": Component("diffusers.AutoencoderKL", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-                "text_encoder": Component("transformers.CLIPTextModel", "stabilityai/stable-diffusion-2-1"),
+                "text_encoder": Component("transformers.CLIPTextModel", "stabilityai/stable-diffusion-2-1", layers=23),
             },
         ),
         "stabilityai/stable-diffusion-xl-base-1.0": Repository(
