@@ -20,7 +20,7 @@ _AUTOENCODERS = ("vae", "video_vae")
 
 
 @dataclass(frozen=True)
-class _Network:
+class Network:
     """A part of a pipeline: its class, as the catalog writes it, and its config."""
 
     model_class: str
@@ -49,17 +49,29 @@ def latent_format(model: str | os.PathLike[str]) -> LatentFormat:
         networks = _networks_of_file(path)
     else:
         networks = _networks_of_id(os.fspath(model))
+    found = format_of_networks(networks)
+    if found is not None:
+        return found
+    classes = ", ".join(network.model_class for network in networks.values()) or "no network"
+    raise ComponentError(
+        f"{os.fspath(model)}: holds {classes}, and the catalog knows the latents of none of them: "
+        "name a model with a denoiser that it knows, or register its architecture"
+    )
+
+
+def format_of_networks(networks: Mapping[str, Network]) -> LatentFormat | None:
+    """Return the latent format of a pipeline's networks; None where the catalog knows no denoiser among them.
+
+    Raises:
+        ShapeError: its denoiser and its autoencoder disagree.
+    """
     for network in networks.values():
         numbers = _numbers(network.model_class)
         if numbers is not None:
             autoencoder = next((networks[name].config for name in _AUTOENCODERS if name in networks), None)
             audio = networks["audio_vae"].config if "audio_vae" in networks else None
             return make_latent_format(numbers, network.config, autoencoder, audio)
-    classes = ", ".join(network.model_class for network in networks.values()) or "no network"
-    raise ComponentError(
-        f"{os.fspath(model)}: holds {classes}, and the catalog knows the latents of none of them: "
-        "name a model with a denoiser that it knows, or register its architecture"
-    )
+    return None
 
 
 def _numbers(model_class: str) -> LatentNumbers | None:
@@ -70,32 +82,32 @@ def _numbers(model_class: str) -> LatentNumbers | None:
     return None
 
 
-def _networks_of_folder(folder: Path) -> dict[str, _Network]:
+def _networks_of_folder(folder: Path) -> dict[str, Network]:
     networks = {}
     for name, (library, class_name) in read_model_index(folder).items():
         config = folder / name / "config.json"
         if config.is_file():
-            networks[name] = _Network(f"{library}.{class_name}", read_config(config))
+            networks[name] = Network(f"{library}.{class_name}", read_config(config))
     return networks
 
 
-def _networks_of_file(file: Path) -> dict[str, _Network]:
+def _networks_of_file(file: Path) -> dict[str, Network]:
     """What a checkpoint holds, as far as its header tells it; of several candidates for a part, the first."""
-    networks: dict[str, _Network] = {}
+    networks: dict[str, Network] = {}
     for candidate in identify(file).candidates:
         if candidate.model_class is not None and candidate.component not in networks:
-            networks[candidate.component] = _Network(candidate.model_class, candidate.config)
+            networks[candidate.component] = Network(candidate.model_class, candidate.config)
     return networks
 
 
-def _networks_of_id(model_id: str) -> dict[str, _Network]:
+def _networks_of_id(model_id: str) -> dict[str, Network]:
     """What was published under an id; an autoencoder that was published elsewhere is as the family states it."""
-    published: dict[str, dict[str, _Network]] = {}
+    published: dict[str, dict[str, Network]] = {}
     for family in known_families():
         for architecture in family.architectures:
             for name, config in architecture.published.items():
                 parts = published.setdefault(name, {})
-                parts.setdefault(architecture.component, _Network(architecture.model_class, config))
+                parts.setdefault(architecture.component, Network(architecture.model_class, config))
     if model_id not in published:
         near = get_close_matches(model_id, _with_latents(published), n=5, cutoff=0.3)
         raise ComponentError(
@@ -105,5 +117,5 @@ def _networks_of_id(model_id: str) -> dict[str, _Network]:
     return published[model_id]
 
 
-def _with_latents(published: Mapping[str, Mapping[str, _Network]]) -> list[str]:
+def _with_latents(published: Mapping[str, Mapping[str, Network]]) -> list[str]:
     return [name for name, parts in published.items() if any(_numbers(part.model_class) for part in parts.values())]

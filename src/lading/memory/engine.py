@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lading import events
 from lading.errors import CheckpointError
 from lading.memory.files import WeightFiles
+from lading.memory.holdings import Holdings
 from lading.memory.home import Arrival, Home
 from lading.memory.image import Image, Store
 from lading.memory.planner import Placement, Work, minimum_bytes, minimum_host_bytes, next_in_slot, place, simulate
@@ -114,6 +116,7 @@ class Engine:
         self._seats: list[_Seat] = []
         self._slots: list[Store] = []
         self._holds: list[int | None] = []
+        self._held = Holdings(module)
         self._bind(self._fixed)
 
     def minimum_bytes(self) -> int:
@@ -178,6 +181,11 @@ class Engine:
                 statistics.recent.append(CallStatistics.between(before, statistics, name, seconds))
 
     @property
+    def held_bytes(self) -> int:
+        """That weights take now where the module computes."""
+        return self._held.nbytes
+
+    @property
     def slowness(self) -> float | None:
         """How many times longer than predicted a call computes; None before the second call of a placement is done.
 
@@ -195,7 +203,7 @@ class Engine:
             for seat in (*self._seats, self._fixed):
                 self._empty(seat)
             for store in self._slots:
-                store.discard()
+                self._held.give_back(store)
             self._home.rest()
             self.active = False
 
@@ -283,7 +291,7 @@ class Engine:
             if seat.unit not in kept:
                 self._empty(seat)
         for store in self._slots:
-            store.discard()
+            self._held.give_back(store)
         self._slots = [self._home.store(placement.slot_bytes) for _ in placement.slots]
         self._holds = [None] * len(self._slots)
         self._seats = []
@@ -342,6 +350,8 @@ class Engine:
         if seat.unit >= 0:
             self.statistics.units[seat.unit].brought += 1
         seat.arrival, seat.filled = self._home.bring(seat.image, seat.store), True
+        own = seat.slot is None or self.placement is None
+        self._held.take(seat.store, seat.image.nbytes if own else self.placement.slot_bytes)
 
     def _empty(self, seat: _Seat) -> None:
         """Let a seat's weights go; a store of its own gives its memory back."""
@@ -350,7 +360,7 @@ class Engine:
             seat.arrival = None
         seat.filled = False
         if seat.slot is None:
-            seat.store.discard()
+            self._held.give_back(seat.store)
         elif self._holds[seat.slot] == seat.unit:
             self._holds[seat.slot] = None
 
@@ -359,11 +369,12 @@ class Engine:
             return
         start = time.perf_counter()
         try:
-            seat.arrival.wait()
+            with events.span("wait", seat.image.name, self.module, seat.image.nbytes, self._home.moment):
+                seat.arrival.wait()
         except BaseException as error:
             self._empty(seat)
             if isinstance(error, CheckpointError):
-                raise CheckpointError(f"{error} (it was read for {seat.image.names[0]})") from None
+                raise CheckpointError(f"{error} (it was read for {seat.image.name})") from None
             raise
         finally:
             waited = time.perf_counter() - start

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from lading import events
 from lading.checkpoint.header import FileInventory
 from lading.errors import LadingError, MemoryLimitError
 from lading.memory.accelerator import DeviceHome
@@ -120,6 +122,16 @@ class Manager:
         return self._added_bytes + self._buffer_bytes
 
     @property
+    def held_bytes(self) -> int:
+        """That weights take now where the module computes."""
+        return 0 if self._engine is None else self._engine.held_bytes
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """That the weights are read from."""
+        return frozenset(weight.info.file for weight in self._files.weights.values())
+
+    @property
     def host_bytes(self) -> int:
         """Of host memory that is held beside a device."""
         return self._home.host_bytes
@@ -226,7 +238,8 @@ class Manager:
         if self._assumed and self._engine is not None:
             self._forget_traces()  # they were examples, and this is a call
         try:
-            found = self._translated(trace(self.module, args, kwargs, entry, self._home.device))
+            with events.span("trace", entry, self.module):
+                found = self._translated(trace(self.module, args, kwargs, entry, self._home.device))
         except LadingError as error:
             _log.warning("%s: the plan does not count activations", error)
             self._known.setdefault(entry, []).append(signature)
