@@ -20,10 +20,10 @@ from lading.loading.network import (
     named_by_transformers,
     with_current_names,
 )
-from lading.memory.engine import parameter_places
 from lading.memory.image import Weight
 from lading.memory.limits import Limits
 from lading.memory.management import Manager
+from lading.memory.outline import parameter_places
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 

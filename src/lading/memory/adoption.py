@@ -11,9 +11,10 @@ import torch
 
 from lading.devices import find_device
 from lading.errors import LadingError
-from lading.memory.engine import bind_parameter, parameter_places
+from lading.memory.engine import bind_parameter
 from lading.memory.limits import Limits
 from lading.memory.management import Examples, Manager, manager_of
+from lading.memory.outline import parameter_places
 from lading.memory.plan import ModulePlan
 from lading.memory.spool import Spool
 from lading.memory.statistics import Statistics

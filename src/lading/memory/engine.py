@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,23 +19,19 @@ import torch
 
 from lading import events
 from lading.errors import CheckpointError
-from lading.memory.files import WeightFiles
 from lading.memory.holdings import Holdings
 from lading.memory.home import Arrival, Home
 from lading.memory.image import Image, Store
-from lading.memory.planner import Placement, Work, minimum_bytes, minimum_host_bytes, next_in_slot, place, simulate
+from lading.memory.outline import Outline, Places
+from lading.memory.planner import Placement, next_in_slot, place, simulate
 from lading.memory.rates import Rates
 from lading.memory.statistics import CallStatistics, Statistics, UnitStatistics
 from lading.memory.trace import Trace
-from lading.memory.units import Leaf, Unit, make_units, visits
 
 _WORTHWHILE = 0.95
 """Of a call's time: what is gained by moving units has to make up for their being read again."""
 
 _log = logging.getLogger(__name__)
-
-Places = Mapping[str, list[tuple[torch.nn.Module, str]]]
-"""Parameter name -> the modules that hold it, and its name in each."""
 
 
 @dataclass
@@ -71,9 +66,7 @@ class Engine:
     Args:
         module: whose parameters are on the meta device, or anything that the weights replace.
         places: see `parameter_places`; they stay where adapters wrap them.
-        leaves: in the order in which they run.
-        fixed: names of parameters that must always be there.
-        unit_bytes: see `make_units`.
+        outline: the module's units.
         lock: held while the module computes; modules that take turns share one.
         on_activate: called before the first weight comes.
     """
@@ -82,31 +75,24 @@ class Engine:
         self,
         module: torch.nn.Module,
         places: Places,
-        files: WeightFiles,
         home: Home,
-        leaves: tuple[Leaf, ...],
-        fixed: frozenset[str],
-        unit_bytes: int,
+        outline: Outline,
         lock: threading.RLock,
         on_activate: Callable[[], None],
     ) -> None:
         self.module = module
         self.statistics = Statistics()
-        self.leaves = leaves
-        self.units: tuple[Unit, ...] = make_units(leaves, unit_bytes)
+        self.outline = outline
+        self.units = outline.units
         self.placement: Placement | None = None
         self.active = False
         self.bound: dict[str, torch.nn.Parameter] = {}
         self._places = places
-        self._files = files
         self._home = home
         self._lock = lock
         self._on_activate = on_activate
-        self._images = [files.image(unit.parameters) for unit in self.units]
-        fixed_image = files.image(sorted(fixed))
-        casts = any(image.casts for image in (*self._images, fixed_image))
-        self.overhead_bytes = fixed_image.nbytes + (home.casting_bytes if casts else 0) + home.workspace_bytes
-        self._fixed = _Seat(-1, fixed_image, home.store(fixed_image.nbytes))
+        self._images = outline.images
+        self._fixed = _Seat(-1, outline.fixed, home.store(outline.fixed.nbytes))
         self._unit_of = {leaf.name: number for number, unit in enumerate(self.units) for leaf in unit.leaves}
         self._routes: dict[str, _Route] = {}
         self._route = _Route((), {})
@@ -118,14 +104,6 @@ class Engine:
         self._holds: list[int | None] = []
         self._held = Holdings(module)
         self._bind(self._fixed)
-
-    def minimum_bytes(self) -> int:
-        """Return the least bytes for weights with which the module can run."""
-        return self.overhead_bytes + minimum_bytes(self._work((), None, Rates()))
-
-    def minimum_host_bytes(self) -> int:
-        """Return the least host memory that the module needs beside a device."""
-        return minimum_host_bytes(self._work((), None, Rates()))
 
     def set_placement(
         self, nbytes: int, host_nbytes: int, traces: Mapping[str, Trace], rates: Rates, reluctant: bool = False
@@ -142,10 +120,10 @@ class Engine:
             None if they do not fit, and all stays as it is.
         """
         with self._lock:
-            orders = {entry: visits([call.leaf for call in trace.calls], self.units) for entry, trace in traces.items()}
+            orders = {entry: self.outline.order(trace) for entry, trace in traces.items()}
             entry = next(iter(traces), "")
-            work = self._work(orders.get(entry, ()), traces.get(entry), rates)
-            placement = place(work, nbytes - self.overhead_bytes, host_nbytes)
+            work = self.outline.work(traces.get(entry), rates)
+            placement = place(work, nbytes - self.outline.overhead_bytes, host_nbytes)
             if placement is None:
                 return None
             if reluctant and self.placement is not None:
@@ -272,18 +250,6 @@ class Engine:
                 self.statistics.late += 1
             self._await(seat)
 
-    def _work(self, order: tuple[int, ...], trace: Trace | None, rates: Rates) -> Work:
-        order = order or tuple(range(len(self.units)))
-        flops = Counter[str]()
-        for call in trace.calls if trace is not None else ():
-            flops[call.leaf] += call.flops
-        whole = [sum(rates.seconds(flops[leaf.name], leaf.nbytes) for leaf in unit.leaves) for unit in self.units]
-        seconds = [whole[unit] / order.count(unit) for unit in order]
-        sizes = tuple(image.nbytes for image in self._images)
-        if not self._home.copies:
-            return Work(sizes, tuple(seconds), order, rates.read)
-        return Work(sizes, tuple(seconds), order, rates.read, rates.copy, max((*sizes, self._fixed.image.nbytes)))
-
     def _seat(self, placement: Placement) -> None:
         """Make the memory and bind every parameter to its place in it; units that stay resident keep theirs."""
         kept = {seat.unit: seat for seat in self._seats if seat.slot is None and seat.unit in placement.resident}
@@ -390,18 +356,6 @@ def bind_parameter(places: Iterable[tuple[torch.nn.Module, str]], tensor: torch.
     for owner, attribute in places:
         owner._parameters[attribute] = parameter
     return parameter
-
-
-def parameter_places(module: torch.nn.Module) -> dict[str, list[tuple[torch.nn.Module, str]]]:
-    """Return for each parameter, under the first of its names, the modules that hold it and its name in each."""
-    names: dict[int, str] = {}
-    places: dict[str, list[tuple[torch.nn.Module, str]]] = {}
-    for prefix, part in module.named_modules():
-        for attribute, parameter in part._parameters.items():
-            if parameter is not None:
-                name = names.setdefault(id(parameter), f"{prefix}{'.' if prefix else ''}{attribute}")
-                places.setdefault(name, []).append((part, attribute))
-    return places
 
 
 def _seating(placement: Placement) -> tuple[object, ...]:

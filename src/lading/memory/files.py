@@ -29,16 +29,12 @@ class WeightFiles:
         self.weights = weights
         self.meter = Meter()
         self._readers = {inventory.file: FileReader(inventory, "stream") for inventory in inventories}
-        self._scratch = Scratch(min(PIECE_BYTES, max(unit_bytes // 8, 1 << 16)))
+        self._scratch = _scratch(unit_bytes)
 
     @property
     def casting_bytes(self) -> int:
         """The most that casts take on the way."""
         return THREADS * self._scratch.nbytes
-
-    def image(self, names: Iterable[str]) -> Image:
-        """Lay parameters out for memory."""
-        return Image({name: self.weights[name] for name in names})
 
     def tasks(self, image: Image, arena: Arena) -> list[Callable[[], None]]:
         """The reads and casts that fill an arena with an image."""
@@ -54,3 +50,12 @@ class WeightFiles:
         """Close the files; nothing may be read any more."""
         for reader in self._readers.values():
             reader.close()
+
+
+def casting_bytes(unit_bytes: int) -> int:
+    """Return the most that casts of weights in units of a size take on the way."""
+    return THREADS * _scratch(unit_bytes).nbytes
+
+
+def _scratch(unit_bytes: int) -> Scratch:
+    return Scratch(min(PIECE_BYTES, max(unit_bytes // 8, 1 << 16)))

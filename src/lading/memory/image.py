@@ -67,6 +67,7 @@ class Image:
 
     Attributes:
         nbytes: a multiple of the block.
+        stored_bytes: that are read for it.
         casts: whether any parameter needs memory to be cast in.
     """
 
@@ -81,6 +82,8 @@ class Image:
             self._places[name] = end
             end += -(-weights[name].nbytes // _ALIGNMENT) * _ALIGNMENT
         self.nbytes = block_ceiling(end)
+        cast_bytes = sum(info.end - info.start for info in self._cast.values())
+        self.stored_bytes = sum(read.end - read.start for read in self._reads) + cast_bytes
         self.casts = bool(self._cast)
 
     @property

@@ -18,27 +18,24 @@ from lading.checkpoint.header import FileInventory
 from lading.errors import LadingError, MemoryLimitError
 from lading.memory.accelerator import DeviceHome
 from lading.memory.allocator import return_freed_memory
-from lading.memory.engine import Engine, bind_parameter, parameter_places
+from lading.memory.engine import Engine, bind_parameter
 from lading.memory.files import WeightFiles
 from lading.memory.home import Home
 from lading.memory.host import HostHome
 from lading.memory.image import Weight
 from lading.memory.limits import Limits
+from lading.memory.outline import Outline, Surroundings, find_leaves, parameter_places, unit_bytes_of
 from lading.memory.plan import ModulePlan
 from lading.memory.signature import Signature
 from lading.memory.stage import Turn
 from lading.memory.statistics import Statistics
 from lading.memory.trace import Call, Trace, trace
-from lading.memory.units import UNIT_BYTES, Leaf
 from lading.memory.watch import Change, Watch
 from lading.sizes import format_size
 
 _log = logging.getLogger(__name__)
 
 _ATTRIBUTE = "lading_manager"
-_FEWEST_UNITS = 24
-"""Small modules are cut into at least about so many units, so that a part of them can stay."""
-
 Examples = Mapping[str, tuple[tuple[Any, ...], Mapping[str, Any]]]
 """Entry -> the arguments of a call, on any device: only shapes and dtypes count."""
 
@@ -66,8 +63,7 @@ class Manager:
         """
         return_freed_memory()
         self.module = module
-        total = sum(weight.nbytes for weight in weights.values())
-        self._unit_bytes = max(min(UNIT_BYTES, total // _FEWEST_UNITS), 1)
+        self._unit_bytes = unit_bytes_of(weights)
         self._files = WeightFiles(weights, inventories, self._unit_bytes)
         self.limits = limits
         device = limits.device
@@ -321,19 +317,18 @@ class Manager:
     def _replan(self, reluctant: bool = False) -> None:
         self._stage.send_off_others(self)  # what they hold was spare
         self._buffer_bytes = sum(buffer.nbytes for buffer in self.module.buffers() if not buffer.is_meta)
-        leaves, fixed = self._leaves()
-        engine = self._engine
-        if engine is None or engine.leaves != leaves:
+        weights = self._files.weights
+        leaves, fixed = find_leaves(self._modules, self._places, weights, self._traces, self._watch.block_of)
+        engine, home = self._engine, self._home
+        if engine is None or engine.outline.leaves != leaves:
             if engine is not None:
                 engine.release()
+            surroundings = Surroundings(home.copies, home.casting_bytes, home.workspace_bytes)
             engine = self._engine = Engine(
                 self.module,
                 self._places,
-                self._files,
-                self._home,
-                leaves,
-                fixed,
-                self._unit_bytes,
+                home,
+                Outline(leaves, fixed, weights, self._unit_bytes, surroundings),
                 self._stage.lock,
                 partial(_enter, weakref.ref(self)),
             )
@@ -345,43 +340,25 @@ class Manager:
         if placement is None:
             raise self._too_small(engine, activation, others)
         self._planned_for = memory, host_memory, others
-        others += engine.overhead_bytes
+        others += engine.outline.overhead_bytes
         self._plan = ModulePlan(type(self.module).__name__, memory, activation, others, placement, engine.units)
 
     def _too_small(self, engine: Engine, activation: int, others: int) -> MemoryLimitError:
         name, limits = type(self.module).__name__, self.limits
-        host_minimum = engine.minimum_host_bytes()
+        host_minimum = engine.outline.minimum_host_bytes()
         if host_minimum > limits.host_memory:
             return MemoryLimitError(
                 f"{name} cannot run with {format_size(limits.host_memory)} of host memory: its weights pass through "
                 f"{format_size(host_minimum)} on their way to the device: give it at least {host_minimum} bytes",
                 host_minimum,
             )
-        minimum = engine.minimum_bytes() + activation + others
+        minimum = engine.outline.minimum_bytes() + activation + others
         return MemoryLimitError(
             f"{name} cannot run in {format_size(limits.memory)}: it needs {format_size(activation)} for activations "
             f"and {format_size(minimum - activation)} for weights that pass through: give it at least {minimum} bytes, "
             "or smaller inputs",
             minimum,
         )
-
-    def _leaves(self) -> tuple[tuple[Leaf, ...], frozenset[str]]:
-        """The leaves in the order of the traces, then those that no trace has seen; and what has to stay."""
-        own: dict[torch.nn.Module, list[str]] = {}
-        for name, places in self._places.items():
-            for owner, _ in places:
-                own.setdefault(self._watch.block_of(owner), []).append(name)
-        fixed = {name for found in self._traces.values() for name in found.fixed}
-        for part in self._modules.values():
-            if part in own and any(inner in own for inner in part.modules() if inner is not part):
-                fixed.update(own[part])
-        ran = (call.leaf for found in self._traces.values() for call in found.calls)
-        leaves = []
-        for name in dict.fromkeys((*ran, *(name for name, part in self._modules.items() if part in own))):
-            parameters = tuple(dict.fromkeys(p for p in own.get(self._modules[name], ()) if p not in fixed))
-            if parameters:
-                leaves.append(Leaf(name, parameters, sum(self._files.weights[p].nbytes for p in parameters)))
-        return tuple(leaves), frozenset(fixed)
 
 
 def _enter(reference: weakref.ref[Manager]) -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lading.memory.trace import Call
+
 _FEWEST_BYTES = 256 << 20
 """Less than this tells nothing about a disk."""
 
@@ -30,6 +32,10 @@ class Rates:
     def seconds(self, flops: int, nbytes: int) -> float:
         """Predict how long it takes to compute with weights."""
         return max(flops / self.compute, nbytes / self.memory, 1e-6)
+
+    def call_seconds(self, call: Call) -> float:
+        """Predict how long a leaf takes."""
+        return call.flops / self.compute
 
 
 class Meter:

@@ -11,8 +11,9 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -24,8 +25,18 @@ from torch.utils.flop_counter import flop_registry
 
 from lading.errors import LadingError
 
+Kind: TypeAlias = Literal["product", "convolution", "attention", "other"]
+
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
+_ON_THE_LEFT = {
+    torch.ops.aten.mm: 0,
+    torch.ops.aten.bmm: 0,
+    torch.ops.aten.addmm: 1,
+    torch.ops.aten.baddbmm: 1,
+    torch.ops.aten._scaled_mm: 0,
+}
+"""Products of matrices -> which argument is on the left side."""
 
 
 _state = threading.local()
@@ -37,16 +48,37 @@ def is_tracing() -> bool:
 
 
 @dataclass(frozen=True)
+class Operation:
+    """What one kernel computes and touches.
+
+    Attributes:
+        kind: "product", "convolution", "attention" or "other".
+        dtype: torch's name of the dtype that it computes in.
+        flops: floating-point operations, two for a multiplication with an addition.
+        nbytes: of its inputs and outputs.
+        rows: of a product's left side, over all batches.
+    """
+
+    kind: Kind
+    dtype: str
+    flops: int
+    nbytes: int
+    rows: int = 0
+
+
+@dataclass(frozen=True)
 class Call:
-    """One run of a leaf.
+    """One run of a leaf, and what containers compute themselves until the next.
 
     Attributes:
         leaf: its name in the module.
         flops: floating-point operations, two for a multiplication with an addition.
+        operations: one by one.
     """
 
     leaf: str
     flops: int
+    operations: tuple[Operation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,7 +212,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
         """The leaves' runs; what a container computes itself counts with the leaf that ran before it."""
         for run in self._runs:
             if run.is_leaf:
-                yield Call(run.name, run.flops)
+                yield Call(run.name, sum(operation.flops for operation in run.operations), tuple(run.operations))
 
     def admit(self, tensors: Any) -> None:
         """Count tensors that are there before anything runs."""
@@ -210,9 +242,8 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         workspace = _workspace_bytes(func, args, output)
-        count = flop_registry.get(getattr(func, "_overloadpacket", None))
-        if count is not None and self._runs:
-            self._runs[-1].flops += int(count(*args, **(kwargs or {}), out_val=output))
+        if self._runs and not _is_view(func):
+            self._runs[-1].operations.append(_operation(func, args, kwargs or {}, output))
         for tensor in tree_iter(output):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor)
@@ -253,7 +284,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
 class _Run:
     part: torch.nn.Module
     name: str
-    flops: int = 0
+    operations: list[Operation] = field(default_factory=list)
     is_leaf: bool = True
 
 
@@ -273,6 +304,37 @@ class _ParameterUse(TorchFunctionMode):
 
 def _reference(tensor: torch.Tensor) -> Any:
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call] # torch types it not
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    """Whether an operator only looks at memory in another way."""
+    returns = func._schema.returns
+    return bool(returns) and all(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+
+
+def _operation(func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Operation:
+    packet = getattr(func, "_overloadpacket", None)
+    operands = [tensor for tensor in tree_iter((args, kwargs)) if isinstance(tensor, torch.Tensor)]
+    results = [tensor for tensor in tree_iter(output) if isinstance(tensor, torch.Tensor)]
+    count = flop_registry.get(packet)
+    flops = 0 if count is None else int(count(*args, **kwargs, out_val=output))
+    kind: Kind = "attention" if flops else "other"
+    rows = 0
+    if packet in _ON_THE_LEFT:
+        kind, rows = "product", args[_ON_THE_LEFT[packet]].shape[-2]
+    elif func in _CONVOLUTIONS:
+        kind = "convolution"
+    elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:  # torch does not count this one
+        kind, flops = "attention", _attention_flops(*args[:3])
+    nbytes = sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in (*operands, *results))
+    dtype = next((tensor.dtype for tensor in (*results, *operands)), torch.float32)
+    return Operation(kind, str(dtype).removeprefix("torch."), flops, nbytes, rows)
+
+
+def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """Two products: of queries with keys, and of what that gives with values."""
+    return 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
 def _workspace_bytes(func: Any, args: Any, output: Any) -> int:

@@ -14,8 +14,8 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from lading.errors import LadingError
-from lading.memory.engine import Places
 from lading.memory.merging import require_unmerged
+from lading.memory.outline import Places
 from lading.memory.trace import is_tracing
 
 ENTRIES = ("forward", "encode", "decode")

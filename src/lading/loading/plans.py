@@ -1,0 +1,197 @@
+"""What a run of a pipeline needs, component by component and phase by phase, as data and as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from lading.errors import MemoryLimitError
+from lading.latents import LatentShape, PixelShape
+from lading.memory.rates import Rates
+from lading.sizes import format_size
+
+Role: TypeAlias = Literal["encode", "denoise", "decode", "train"]
+"""What a phase is for: prompts and pictures to numbers, noise to latents, latents to pixels, a step of training."""
+
+
+@dataclass(frozen=True)
+class ComponentPlan:
+    """A network of the pipeline.
+
+    Attributes:
+        name: what the pipeline calls it.
+        model_class: library and class, such as "diffusers.QwenImageTransformer2DModel".
+        parameters: how many; shared ones once.
+        nbytes: of the parameters, in the dtypes in which they compute.
+        dtype: of most of them.
+    """
+
+    name: str
+    model_class: str
+    parameters: int
+    nbytes: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """The time in which one component computes.
+
+    Attributes:
+        component: its name.
+        role: what it is for.
+        entry: the method that is called: "forward", "encode" or "decode".
+        calls: how often, in the whole run.
+        flops: of one call.
+        resident_bytes: weights that stay where the component computes until the phase ends.
+        slot_bytes: memory through which its other weights pass.
+        streamed_bytes: that pass through it at each call.
+        activation_bytes: the most that tensors of a call take, workspaces included.
+        other_bytes: buffers, parameters that must always be there, staging.
+        peak_bytes: the most that is taken at a time.
+        host_bytes: of host memory beside a device.
+        first_seconds: predicted for the first call, with the read of what stays.
+        call_seconds: predicted for each call after it.
+    """
+
+    component: str
+    role: Role
+    entry: str
+    calls: int
+    flops: int
+    resident_bytes: int
+    slot_bytes: int
+    streamed_bytes: int
+    activation_bytes: int
+    other_bytes: int
+    peak_bytes: int
+    host_bytes: int
+    first_seconds: float
+    call_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Predicted for all calls."""
+        return self.first_seconds + (self.calls - 1) * self.call_seconds
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a step of training holds beside what it streams.
+
+    Attributes:
+        method: "lora", "full" or "textual-inversion".
+        rank: of a LoRA.
+        parameters: that are trained.
+        trainable_bytes: of these parameters.
+        gradient_bytes: of their gradients.
+        optimizer_bytes: of the optimizer's states.
+    """
+
+    method: str
+    rank: int | None
+    parameters: int
+    trainable_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs; `print` it.
+
+    Attributes:
+        model: as it was named.
+        pipeline_class: such as "diffusers.QwenImagePipeline".
+        device: that computes.
+        memory_limit: bytes on it; None for none, and then all components are there at once.
+        host_memory_limit: bytes of host memory beside a device.
+        minimum_memory: the smallest limit that works, in bytes.
+        components: all networks, in the pipeline's order.
+        phases: in the order in which they compute.
+        pixels: what is made.
+        latent: what is denoised.
+        steps: of denoising.
+        prompt_tokens: for which the text encoders are planned.
+        rates: that seconds are predicted with.
+        rates_source: where they come from: "measured", "given" or "assumed".
+        advice: one line for each small change that would buy much.
+        training: None for a run that draws.
+    """
+
+    model: str
+    pipeline_class: str
+    device: str
+    memory_limit: int | None
+    host_memory_limit: int | None
+    minimum_memory: int
+    components: tuple[ComponentPlan, ...]
+    phases: tuple[PhasePlan, ...]
+    pixels: PixelShape
+    latent: LatentShape
+    steps: int
+    prompt_tokens: int
+    rates: Rates
+    rates_source: str
+    advice: tuple[str, ...] = ()
+    training: TrainingPlan | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the limit is enough. Where it is not, the phases are those of the smallest that is."""
+        return self.memory_limit is None or self.memory_limit >= self.minimum_memory
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is taken at a time, over all phases."""
+        return max(phase.peak_bytes for phase in self.phases)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Predicted for a step of denoising, or of training, after the first."""
+        return (
+            sum(phase.calls * phase.call_seconds for phase in self.phases if phase.role in ("denoise", "train"))
+            / self.steps
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Predicted for the whole run, from the first byte read."""
+        return sum(phase.seconds for phase in self.phases)
+
+    def require_fit(self) -> None:
+        """Do nothing where the limit is enough.
+
+        Raises:
+            MemoryLimitError: it is not.
+        """
+        if not self.fits:
+            assert self.memory_limit is not None
+            raise MemoryLimitError(
+                f"{self.model} cannot run in {format_size(self.memory_limit)}: give it at least "
+                f"{self.minimum_memory} bytes",
+                self.minimum_memory,
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan for JSON, with the keys of `lading plan --json`."""
+        return {
+            "fits": self.fits,
+            "memory_limit": self.memory_limit,
+            "minimum_memory": self.minimum_memory,
+            "components": [vars(component) for component in self.components],
+            "phases": [
+                {
+                    "component": phase.component,
+                    "resident_bytes": phase.resident_bytes,
+                    "streamed_bytes": phase.streamed_bytes,
+                    "activation_bytes": phase.activation_bytes,
+                    "peak_bytes": phase.peak_bytes,
+                    "seconds": phase.seconds,
+                }
+                for phase in self.phases
+            ],
+            "pixels": dict(self.pixels.sizes),
+            "latent": dict(self.latent.sizes),
+            "tokens": self.latent.tokens,
+        }
