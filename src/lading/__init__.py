@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         manage,
         manager_of,
     )
+    from lading.report import Recording, record
 
 _HOMES = {
     "lading.catalog": ("identify", "register_architecture"),
@@ -74,6 +75,7 @@ _HOMES = {
         "manage",
         "manager_of",
     ),
+    "lading.report": ("Recording", "record"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
@@ -93,6 +95,7 @@ __all__ = [
     "PipelineManager",
     "MemoryLimitError",
     "ModelConfig",
+    "Recording",
     "ShapeError",
     "__version__",
     "convert_checkpoint",
@@ -108,6 +111,7 @@ __all__ = [
     "manage",
     "manager_of",
     "open_checkpoint",
+    "record",
     "register_architecture",
     "shipped_model",
     "skip_model_initialization",

@@ -1,5 +1,23 @@
-"""What lading tells people and programs: texts, tables and JSON."""
+"""What lading tells people and programs: texts, tables and JSON; what happened in a run, as a page and as a trace."""
 
-from lading.report.checkpoint import checkpoint_json, checkpoint_text
+from __future__ import annotations
 
-__all__ = ["checkpoint_json", "checkpoint_text"]
+from typing import TYPE_CHECKING
+
+from lading.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lading.report.checkpoint import checkpoint_json, checkpoint_text
+    from lading.report.recording import Recording, record, recorded_to
+    from lading.report.run import Run
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "lading.report.checkpoint": ("checkpoint_json", "checkpoint_text"),
+        "lading.report.recording": ("Recording", "record", "recorded_to"),
+        "lading.report.run": ("Run",),
+    },
+)
+
+__all__ = ["Recording", "Run", "checkpoint_json", "checkpoint_text", "record", "recorded_to"]

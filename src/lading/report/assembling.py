@@ -16,15 +16,17 @@ from lading.latents import LatentFormat
 from lading.loading.components import weights_of
 from lading.memory.management import Manager
 from lading.report.intervals import subtract
-from lading.report.run import Call, Comparison, Lane, Memory, Part, Run, Series, Span, Step
+from lading.report.run import CALL_TIME, PEAK, STREAMED, Call, Comparison, Lane, Memory, Part, Run, Series, Span, Step
 from lading.report.sampling import Sampler
 from lading.report.subject import Subject, class_of
-from lading.report.tensors import is_denoiser, named_axes
-from lading.report.watching import PIPELINE, Seen, Watcher
+from lading.report.tensors import PIPELINE, is_denoiser, named_axes
+from lading.report.watching import Seen, Watcher
 
 _LANES: Mapping[str, Lane] = {"load": "load", "read": "read", "copy": "copy", "wait": "wait", "trace": "plan"}
 _SETTLED = 2
 """Calls of a module before its plan stands: the first two are measured."""
+_BESIDE = 64 << 20
+"""What Python and the libraries may take, above all when something happens for the first time."""
 
 
 def assemble(
@@ -76,9 +78,9 @@ def _parts(subject: Subject, events: Iterable[Event]) -> tuple[Part, ...]:
         if event.kind == "open" and (part := files.get(Path(event.owner).resolve())) is not None:
             ways.setdefault(part, {})[event.name] = None
     found = []
-    for name, component in subject.components.items():
-        record = subject.records.get(name)
-        if record is None and not hasattr(component, "config") and name not in subject.modules:
+    for name in dict.fromkeys((*subject.records, *subject.components)):
+        component, record = subject.components.get(name), subject.records.get(name)
+        if component is None or isinstance(component, (bool, int, float, str)):
             continue  # a setting of the pipeline, no component
         tensors, nbytes, dtype, device = weights_of(component)
         found.append(
@@ -202,7 +204,7 @@ def _memory(
             tuple(clock(time) for time in sampler.times),
             tuple(max(value + apart, 0) for value in sampler.values),
         )
-    return Memory(tuple(weights), measured, subject.limit)
+    return Memory(tuple(weights), measured, subject.limit, _BESIDE if subject.device == "cpu" else 0)
 
 
 def _comparisons(subject: Subject, calls: Sequence[Call], memory: Memory) -> tuple[Comparison, ...]:
@@ -220,13 +222,15 @@ def _compared(
     """What one module's plan said, beside what happened in its calls."""
     plan, statistics = manager.plan, manager.stats()
     own = [call for call in calls if call.part == name]
-    yield Comparison(name, "peak memory", "B", plan.peak_bytes, _peak(memory, own))
+    yield Comparison(name, PEAK, "B", plan.peak_bytes, _peak(memory, own))
     recent = list(statistics.recent)[-(statistics.calls - before) :]
     recent = [call for call in recent if call.entry == recent[-1].entry]
-    settled = recent[_SETTLED:] or recent[-1:]
+    settled = recent[_SETTLED:] or recent[1:]
+    if not settled:
+        return  # what is predicted of a call is so of those after the first
     moved = [call.copied_bytes if manager.device.type != "cpu" else call.read_bytes for call in settled]
-    yield Comparison(name, "streamed in a call", "B", plan.placement.streamed_bytes, median(moved))
-    yield Comparison(name, "time of a call", "s", plan.placement.seconds, median(call.seconds for call in settled))
+    yield Comparison(name, STREAMED, "B", plan.placement.streamed_bytes, median(moved))
+    yield Comparison(name, CALL_TIME, "s", plan.placement.seconds, median(call.seconds for call in settled))
 
 
 def _peak(memory: Memory, calls: Iterable[Call]) -> int | None:

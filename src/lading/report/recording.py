@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from lading import events
 from lading.errors import LadingError
 from lading.events import Event
 from lading.report.assembling import assemble
+from lading.report.page import check_report, write_page
 from lading.report.run import Run
 from lading.report.sampling import Sampler, measure_of
 from lading.report.subject import Subject
+from lading.report.trace_file import write_trace
 from lading.report.watching import Watcher
+from lading.writing import require_folder
 
 
 class Recording:
@@ -71,8 +74,6 @@ class Recording:
         Raises:
             LadingError: the extra `report` is not installed, or the file cannot be written.
         """
-        from lading.report.page import write_page
-
         write_page(self.run, Path(path))
 
     def save_trace(self, path: str | os.PathLike[str]) -> None:
@@ -81,8 +82,6 @@ class Recording:
         Raises:
             LadingError: the file cannot be written.
         """
-        from lading.report.trace_file import write_trace
-
         write_trace(self.run, Path(path))
 
     def end(self) -> None:
@@ -133,3 +132,30 @@ def record(pipeline: Any = None, **notes: Any) -> Iterator[Recording]:
             yield recording
         finally:
             recording.end()
+
+
+@contextmanager
+def recorded_to(report: Path | None, trace: Path | None, **notes: Any) -> Iterator[Callable[[Any], None]]:
+    """Record what happens in a block, and write a report, a trace, or both when it has ended well.
+
+    Where neither is wanted, nothing is recorded.
+
+    Yields:
+        What to call with the pipeline, once it is there.
+
+    Raises:
+        LadingError: they could not be written in the end; nothing has happened yet.
+    """
+    if report is None and trace is None:
+        yield lambda _: None
+        return
+    if report is not None:
+        check_report(report)
+    if trace is not None:
+        require_folder(trace, "trace.json")
+    with record(**notes) as recording:
+        yield recording.watch
+    if report is not None:
+        recording.save_report(report)
+    if trace is not None:
+        recording.save_trace(trace)

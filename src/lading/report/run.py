@@ -13,6 +13,11 @@ from typing import Any, Literal, TypeAlias
 
 from lading.sizes import format_size
 
+PEAK = "peak memory"
+STREAMED = "streamed in a call"
+CALL_TIME = "time of a call"
+"""Quantities that are predicted, and measured."""
+
 Lane: TypeAlias = Literal["load", "compute", "wait", "copy", "read", "plan"]
 
 
@@ -144,11 +149,14 @@ class Memory:
         weights: what each part's weights take, as lading placed them.
         measured: of all that the run takes; None where it is not measured.
         limit: None without one.
+        beside: bytes that Python and the libraries may take beside what the limit is for, where these are measured
+            too.
     """
 
     weights: tuple[Series, ...]
     measured: Series | None
     limit: int | None
+    beside: int = 0
 
     @property
     def peak(self) -> int:
@@ -245,7 +253,7 @@ class Run:
     @property
     def fits(self) -> bool | None:
         """Whether the limit was kept; None without one."""
-        return None if self.memory.limit is None else self.memory.peak <= self.memory.limit
+        return None if self.memory.limit is None else self.memory.peak <= self.memory.limit + self.memory.beside
 
     def lane(self, lane: Lane) -> list[Span]:
         """Return what took time of one kind."""
@@ -259,7 +267,8 @@ class Run:
         words = []
         if self.memory.limit is not None:
             words.append(f"{'fits' if self.fits else 'does not fit'} in {format_size(self.memory.limit)}")
-        words.append(f"peak {format_size(self.memory.peak)}")
+        over = self.fits and self.memory.peak > (self.memory.limit or 0)
+        words.append(f"peak {format_size(self.memory.peak)}{', with what Python itself took' if over else ''}")
         if self.seconds_per_step is not None:
             count = len(self.steps)
             words.append(f"{format_seconds(self.seconds_per_step)} a step, {count} step{'s' if count > 1 else ''}")

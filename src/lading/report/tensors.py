@@ -13,7 +13,11 @@ from lading.report.run import Passed
 
 _DEEPEST = 4
 _LATENTS = ("sample", "hidden_states", "x", "latents", "noise")
+_PIXELS = ("image", "video")
 _AUTOENCODERS = ("vae", "video_vae")
+
+PIPELINE = "pipeline"
+"""What the pipeline's own methods go by, among its parts."""
 
 
 def passed(name: str, value: Any) -> tuple[Passed, ...]:
@@ -50,16 +54,16 @@ def named_axes(part: str, tensor: Passed, latents: LatentFormat | None) -> Passe
 
 def _axes(part: str, tensor: Passed, latents: LatentFormat | None) -> tuple[str, ...]:
     rank, name = len(tensor.shape), tensor.name
-    if part in _AUTOENCODERS:
-        return {4: ("batch", "channels", "height", "width"), 5: ("batch", "channels", "frames", "height", "width")}.get(
-            rank, ()
-        )
     if part == "audio_vae":
         return ("batch", "channels", "frames", "bins")
     if part.startswith(("text_encoder", "image_encoder")):
         whole = "int" in tensor.dtype or tensor.dtype == "bool"
         return {2: ("batch", "tokens" if whole else "features"), 3: ("batch", "tokens", "features")}.get(rank, ())
-    if part == "pipeline" or is_denoiser(part):
+    if part in _AUTOENCODERS or (part == PIPELINE and name in _PIXELS):
+        return {4: ("batch", "channels", "height", "width"), 5: ("batch", "channels", "frames", "height", "width")}.get(
+            rank, ()
+        )
+    if part == PIPELINE or is_denoiser(part):
         return _denoising_axes(name, rank, latents)
     return ()
 

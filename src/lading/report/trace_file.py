@@ -13,7 +13,7 @@ from typing import Any
 
 from lading.report.intervals import rows
 from lading.report.run import Call, Lane, Run, Series, Span
-from lading.report.writing import write_whole
+from lading.writing import require_folder, whole_file
 
 LANES: dict[Lane, str] = {
     "load": "loading",
@@ -32,9 +32,11 @@ def write_trace(run: Run, path: Path) -> None:
     """Write a run's trace; the file appears whole or not at all.
 
     Raises:
-        LadingError: it cannot be written.
+        LadingError: there is no such folder.
     """
-    write_whole(path, json.dumps(trace_of(run)).encode())
+    require_folder(path, "trace.json")
+    with whole_file(path) as part:
+        part.write_text(json.dumps(trace_of(run)))
 
 
 def trace_of(run: Run) -> dict[str, Any]:

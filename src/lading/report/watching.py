@@ -17,10 +17,7 @@ from lading.devices import device_clock
 from lading.events import Moment
 from lading.memory.trace import is_tracing
 from lading.report.run import Passed, Picture
-from lading.report.tensors import passed
-
-PIPELINE = "pipeline"
-"""What the pipeline's own methods go by, among its parts."""
+from lading.report.tensors import PIPELINE, passed
 
 _METHODS = ("encode", "decode")
 """Beside `forward`, the methods of a part that are calls of it."""
