@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lading import CheckpointError, MemoryLimitError, load_model
 from lading.checkpoint import open_checkpoint
@@ -59,6 +60,19 @@ def test_outputs_are_right_at_every_limit_and_the_device_holds_no_more_than_plan
         assert max(device.peak_pinned, plan.placement.host_nbytes) <= host_memory
         manager.release()
         assert device.used == device.pinned == 0
+
+
+def test_a_module_of_which_nothing_must_stay_computes_too(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(12))).eval()
+    save_file(module.state_dict(), tmp_path / "model.safetensors")
+    checkpoint, given = open_checkpoint(tmp_path / "model.safetensors"), torch.ones(1, 64)
+    with torch.no_grad():
+        expected = module(given)
+        weights = {name: Weight(checkpoint[name], torch.float32) for name in checkpoint}
+        examples = {"forward": ((given,), {})}
+        manager = Manager(module, weights, checkpoint.inventories, Limits(100_000, 10**9, FakeDevice()), examples)
+        assert torch.equal(module(given), expected)
+    manager.release()
 
 
 def test_units_that_wait_in_host_memory_are_read_once(odd: Path) -> None:

@@ -234,8 +234,8 @@ def _load(spec: ComponentSpec, options: LoadOptions) -> tuple[Any, LoadRecord]:
             f"{spec.folder}: component {spec.name!r} ({spec.class_name}) cannot be loaded: {error}"
         ) from error
     end = time.perf_counter()
-    milliseconds = 1000 * (end - start)
-    record = LoadRecord(spec.name, label, spec.qualified_class, loaded.files, *weights_of(loaded.component), milliseconds)
+    weights, milliseconds = weights_of(loaded.component), 1000 * (end - start)
+    record = LoadRecord(spec.name, label, spec.qualified_class, loaded.files, *weights, milliseconds)
     _log.info("%s", record)
     events.tell("load", spec.name, loaded.component, start, end, record.nbytes)
     return loaded.component, record

@@ -151,10 +151,11 @@ class DeviceHome:
 
     def _copy(self, image: Image, pinned: _Pinned, store: DeviceStore, computed: Event) -> Event:
         self._device.hold_copies(computed)
-        source = pinned.arena.tensor(torch.uint8, 0, image.nbytes)
-        clock = partial(self._device.moment, copies=True)
-        with events.span("copy", image.name, image.file, image.nbytes, clock):
-            self._device.copy(source, store.memory[: image.nbytes])
+        if image.nbytes:  # there may be no parameters that must always be there
+            source = pinned.arena.tensor(torch.uint8, 0, image.nbytes)
+            clock = partial(self._device.moment, copies=True)
+            with events.span("copy", image.name, image.file, image.nbytes, clock):
+                self._device.copy(source, store.memory[: image.nbytes])
         return self._device.event()
 
 

@@ -316,8 +316,8 @@ class Engine:
         if seat.unit >= 0:
             self.statistics.units[seat.unit].brought += 1
         seat.arrival, seat.filled = self._home.bring(seat.image, seat.store), True
-        own = seat.slot is None or self.placement is None
-        self._held.take(seat.store, seat.image.nbytes if own else self.placement.slot_bytes)
+        slot_bytes = 0 if seat.slot is None or self.placement is None else self.placement.slot_bytes
+        self._held.take(seat.store, slot_bytes or seat.image.nbytes)
 
     def _empty(self, seat: _Seat) -> None:
         """Let a seat's weights go; a store of its own gives its memory back."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -73,9 +72,9 @@ class _Clock:
 
 def _parts(subject: Subject, events: Iterable[Event]) -> tuple[Part, ...]:
     ways: dict[str, dict[str, None]] = {}
-    files = subject.files()
+    part_of = subject.finder()
     for event in events:
-        if event.kind == "open" and (part := files.get(Path(event.owner).resolve())) is not None:
+        if event.kind == "open" and (part := part_of(event.owner)) is not None:
             ways.setdefault(part, {})[event.name] = None
     found = []
     for name in dict.fromkeys((*subject.records, *subject.components)):
@@ -155,16 +154,12 @@ def _within(spans: Iterable[Span], start: float, end: float) -> Iterable[Span]:
 
 def _spans(subject: Subject | None, events: Iterable[Event], clock: _Clock) -> list[Span]:
     """What happened to the subject; what other pipelines did at the same time is left out."""
-    owners = {} if subject is None else {id(part): name for name, part in subject.components.items()}
-    files = {} if subject is None else subject.files()
+    part_of = (lambda _: None) if subject is None else subject.finder()
     spans = []
     for event in events:
         if event.kind not in _LANES:
             continue
-        if isinstance(event.owner, Path):
-            part = files.get(event.owner.resolve())
-        else:
-            part = owners.get(id(event.owner))
+        part = part_of(event.owner)
         if subject is None or part is not None:
             start, end = clock(event.start), clock(event.end)
             spans.append(Span(_LANES[event.kind], event.name, part or "", start, max(start, end), event.nbytes))
@@ -175,7 +170,7 @@ def _computing(calls: Iterable[Call], spans: Iterable[Span]) -> list[Span]:
     """The calls without what they stood still for."""
     still = sorted((span.start, span.end) for span in spans if span.lane in ("wait", "plan"))
     return [
-        Span("compute", f"{call.part}.{call.entry}{'' if call.step is None else f', step {call.step}'}", call.part, *piece)
+        Span("compute", call.label, call.part, *piece)
         for call in calls
         if call.part != PIPELINE
         for piece in subtract((call.start, call.end), still)
@@ -185,11 +180,11 @@ def _computing(calls: Iterable[Call], spans: Iterable[Span]) -> list[Span]:
 def _memory(
     subject: Subject, events: Iterable[Event], sampler: Sampler | None, clock: _Clock, seconds: float
 ) -> Memory:
-    owners = {id(module): name for name, module in subject.modules.items()}
+    part_of = subject.finder()
     changes: dict[str, list[tuple[float, int]]] = {name: [(0.0, nbytes)] for name, nbytes in subject.held.items()}
     for event in events:
-        if event.kind == "held" and id(event.owner) in owners:
-            changes[owners[id(event.owner)]].append((clock(event.start), event.nbytes))
+        if event.kind == "held" and (part := part_of(event.owner)) is not None:
+            changes[part].append((clock(event.start), event.nbytes))
     weights = []
     for name, series in changes.items():
         series.append((seconds, series[-1][1]))
@@ -216,9 +211,7 @@ def _comparisons(subject: Subject, calls: Sequence[Call], memory: Memory) -> tup
     )
 
 
-def _compared(
-    name: str, manager: Manager, before: int, calls: Sequence[Call], memory: Memory
-) -> Iterable[Comparison]:
+def _compared(name: str, manager: Manager, before: int, calls: Sequence[Call], memory: Memory) -> Iterable[Comparison]:
     """What one module's plan said, beside what happened in its calls."""
     plan, statistics = manager.plan, manager.stats()
     own = [call for call in calls if call.part == name]

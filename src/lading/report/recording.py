@@ -92,9 +92,7 @@ class Recording:
         ended = time.perf_counter()
         if self._sampler is not None:
             self._sampler.stop()
-        self._run = assemble(
-            self._subject, self._events, self._watcher, self._sampler, self.notes, self._began, ended
-        )
+        self._run = assemble(self._subject, self._events, self._watcher, self._sampler, self.notes, self._began, ended)
         self._events, self._subject = [], None
 
     def __str__(self) -> str:

@@ -103,6 +103,11 @@ class Call:
     timestep: float | None = None
 
     @property
+    def label(self) -> str:
+        """The part, the method and the step."""
+        return f"{self.part}.{self.entry}{'' if self.step is None else f', step {self.step}'}"
+
+    @property
     def seconds(self) -> float:
         return self.end - self.start
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,21 @@ class Subject:
         """Of the memory where it computes; None without one."""
         return next((manager.limits.memory for manager in self.managers.values()), None)
 
-    def files(self) -> dict[Path, str]:
-        """Return the files of the parts, links followed -> the part."""
-        found = {file.resolve(): name for name, record in self.records.items() for file in record.files}
-        return found | {file.resolve(): name for name, manager in self.managers.items() for file in manager.files}
+    def finder(self) -> Callable[[Any], str | None]:
+        """Return what tells the part that an event's owner is, or is a file of; None for what is not the subject's."""
+        owners = {id(component): name for name, component in self.components.items()}
+        files = {file.resolve(): name for name, record in self.records.items() for file in record.files}
+        files |= {file.resolve(): name for name, manager in self.managers.items() for file in manager.files}
+        find_file = cache(lambda file: files.get(file.resolve()))
+        return lambda owner: find_file(owner) if isinstance(owner, Path) else owners.get(id(owner))
 
     def latents(self) -> LatentFormat | None:
         """Return the format of its latents, as far as the catalog and the configs tell it."""
+        configs = {name: getattr(module, "config", None) for name, module in self.modules.items()}
         networks = {
-            name: Network(class_of(module), module.config)
-            for name, module in self.modules.items()
-            if isinstance(getattr(module, "config", None), Mapping)
+            name: Network(class_of(self.modules[name]), config)
+            for name, config in configs.items()
+            if isinstance(config, Mapping)
         }
         try:
             return format_of_networks(networks)

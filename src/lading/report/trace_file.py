@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lading.report.intervals import rows
-from lading.report.run import Call, Lane, Run, Series, Span
+from lading.report.run import Lane, Run, Series, Span
 from lading.writing import require_folder, whole_file
 
 LANES: dict[Lane, str] = {
@@ -60,13 +60,8 @@ def trace_of(run: Run) -> dict[str, Any]:
 
 
 def _lanes(run: Run) -> dict[str, list[Span]]:
-    lanes = {"calls": [_call_span(call) for call in run.calls]}
+    lanes = {"calls": [Span("compute", call.label, call.part, call.start, call.end) for call in run.calls]}
     return lanes | {name: run.lane(lane) for lane, name in LANES.items()}
-
-
-def _call_span(call: Call) -> Span:
-    step = "" if call.step is None else f", step {call.step}"
-    return Span("compute", f"{call.part}.{call.entry}{step}", call.part, call.start, call.end)
 
 
 def _complete(span: Span, thread: int) -> dict[str, Any]:

@@ -197,5 +197,3 @@ def _small(output: Any) -> Picture | None:
     stream = BytesIO()
     picture.save(stream, "PNG")
     return Picture(stream.getvalue(), *first.size)
-
-
