@@ -139,6 +139,7 @@ CASES: dict[str, Case] = {
 
 def main() -> None:
     """Run one case."""
+    from lading.catalog.origin import Origin
     from lading.checkpoint import open_checkpoint
     from lading.checkpoint.reading import Reading
     from lading.errors import MemoryLimitError
@@ -154,7 +155,7 @@ def main() -> None:
     case, checkpoint = CASES[name], open_checkpoint(file)
     with construction(torch.bfloat16), skip_model_initialization():
         model = case.build().eval()
-    weights = {name: Weight(checkpoint[name], torch.bfloat16) for name, _ in model.named_parameters()}
+    weights = {name: Weight(Origin.of(checkpoint[name]), torch.bfloat16) for name, _ in model.named_parameters()}
     inputs = case.inputs()
     Reading([]).wait()  # the threads are there
     warm = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.SiLU())

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from lading import CheckpointError, MemoryLimitError, load_model
+from lading.catalog.origin import Origin
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.reading import OpenFile
 from lading.devices.fake import FakeDevice
@@ -28,7 +29,7 @@ def manage(file: Path, limits: Limits, dtype: torch.dtype = torch.float32) -> tu
     checkpoint = open_checkpoint(file)
     with torch.device("meta"):
         module = Odd().to(dtype).eval()
-    weights = {name: Weight(checkpoint[name], dtype) for name, _ in module.named_parameters()}
+    weights = {name: Weight(Origin.of(checkpoint[name]), dtype) for name, _ in module.named_parameters()}
     resident = load_model(Odd, file, torch_dtype=dtype)
     for name, buffer in resident.named_buffers():
         setattr(module, name, buffer)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 from lading import CheckpointError, LadingError, MemoryLimitError, load_model, load_pipeline, manager_of, shipped_model
+from lading.catalog.origin import Origin
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.reading import Reading
 from lading.memory.image import Weight
@@ -345,7 +346,7 @@ def test_a_manager_takes_examples_and_refuses_before_anything_is_read(odd: Path)
     checkpoint = open_checkpoint(odd)
     with torch.device("meta"):
         module = Odd()
-    weights = {name: Weight(checkpoint[name], torch.float32) for name, _ in module.named_parameters()}
+    weights = {name: Weight(Origin.of(checkpoint[name]), torch.float32) for name, _ in module.named_parameters()}
     with pytest.raises(MemoryLimitError):
         Manager(module, weights, checkpoint.inventories, Limits(10_000), {"forward": ((torch.arange(10),), {})})
     manager = Manager(module, weights, checkpoint.inventories, Limits(150_000), {"forward": ((torch.arange(10),), {})})

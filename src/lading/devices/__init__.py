@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import torch
 
 
+_MOST_WORKSPACE_BYTES = 32 << 20
+"""Of CUDA devices; see `CudaDevice.workspace_bytes`."""
+
+
 class Event(Protocol):
     """A point in a device's queue of copies, or of computations."""
 
@@ -91,3 +95,17 @@ def device_clock(device: str) -> Callable[[], Moment]:
     """
     found = find_device(device)
     return time.perf_counter if found is None else found.moment
+
+
+def workspace_bytes(device: str | torch.device) -> int:
+    """Return what libraries keep on a device beside tensors, the most of all kinds where it is not there."""
+    import torch
+
+    device = torch.device(device)
+    if device.type != "cuda":
+        return 0
+    if not torch.cuda.is_available():
+        return _MOST_WORKSPACE_BYTES
+    found = find_device(device)
+    assert found is not None
+    return found.workspace_bytes

@@ -16,6 +16,7 @@ from lading import events
 from lading.checkpoint.files import natural_key
 from lading.errors import ComponentError, LadingError
 from lading.hub import model_folder
+from lading.loading.bare_component import load_bare_component
 from lading.loading.configs import read_config, read_model_index
 from lading.loading.loaders import CONFIG_FILES, ComponentSpec, LoadOptions, find_loader, resolve_class
 from lading.loading.record import LoadRecord, format_records
@@ -80,7 +81,8 @@ def load_component(
     """Load one component of a pipeline: a network, tokenizer, scheduler or processor.
 
     Args:
-        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
+        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id; for a
+            network also a file that holds it, alone or beside others, in any layout that the catalog knows.
         name: the component's name in `model_index.json`, which is its subfolder.
         torch_dtype: of networks. None does what the class's own `from_pretrained` does: float32 in diffusers, the
             dtype that `config.json` states in transformers.
@@ -102,8 +104,12 @@ def load_component(
     >>> lading.load_component("shapes", "scheduler").config.prediction_type
     'v_prediction'
     """
-    folder = model_folder(model, [name], revision, variant, subfolder, token)
     limits = limits_on(device or "cpu", memory_limit, host_memory_limit)
+    if Path(model).is_file():
+        if revision is not None or variant is not None:
+            raise ComponentError(f"{os.fspath(model)}: a file has no revision and no variant: leave them out")
+        return load_bare_component(model, name, torch_dtype, device, limits)
+    folder = model_folder(model, [name], revision, variant, subfolder, token)
     return _load(_spec(folder, name), LoadOptions(torch_dtype, device, variant, limits))[0]
 
 

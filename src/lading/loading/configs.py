@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,25 @@ def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
     Raises:
         ComponentError: there is no `model_index.json`, or it is not valid.
     """
-    index = read_config(folder / "model_index.json")
+    file = folder / "model_index.json"
+    return read_index(read_config(file), file)
+
+
+def read_index(index: Mapping[str, Any], source: object) -> dict[str, tuple[str, str]]:
+    """Return the components that the content of a `model_index.json` names; see `read_model_index`.
+
+    Args:
+        source: of the content, for the message.
+
+    Raises:
+        ComponentError: it is not valid.
+    """
     components: dict[str, tuple[str, str]] = {}
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list):
             continue
         if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
-            raise ComponentError(f"{folder / 'model_index.json'}: component {name!r} is not [library, class]")
+            raise ComponentError(f"{source}: component {name!r} is not [library, class]")
         if value[0] is not None and value[1] is not None:
             components[name] = (value[0], value[1])
     return components

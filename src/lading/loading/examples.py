@@ -16,8 +16,8 @@ SMALLEST = Extent(height=64, width=64, tokens=8)
 """A small call: what it does not fit into, no call fits into."""
 
 
-def example_call(model: torch.nn.Module) -> Examples:
-    """Return a small call of a network, with tensors on the meta device; nothing for classes that the catalog lacks."""
+def example_call(model: torch.nn.Module, extent: Extent = SMALLEST) -> Examples:
+    """Return a call of a network, with tensors on the meta device; nothing for classes that the catalog lacks."""
     config = getattr(model, "config", None)
     name = f"{type(model).__module__.partition('.')[0]}.{type(model).__name__}"
     family = next((signature.family for signature in shipped_signatures() if signature.model_class == name), None)
@@ -27,7 +27,7 @@ def example_call(model: torch.nn.Module) -> Examples:
     if example_inputs is None:
         return {}
     dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
-    inputs = example_inputs(config if isinstance(config, Mapping) else config.to_dict(), SMALLEST)
+    inputs = example_inputs(config if isinstance(config, Mapping) else config.to_dict(), extent)
     return {"forward": ((), {argument: _tensors(value, dtype) for argument, value in inputs.items()})}
 
 

@@ -7,17 +7,14 @@ from typing import Any
 
 import torch
 
-from lading.checkpoint import Checkpoint, DiskMap, read_state_dict
-from lading.checkpoint.dtypes import cast_of, packed_shape, torch_dtype_of
-from lading.checkpoint.header import TensorInfo
+from lading.checkpoint import Checkpoint
 from lading.errors import CheckpointError, LadingError
 from lading.loading.network import build_empty, fill, is_transformers_model, kept_by_transformers, kept_in_float32
 from lading.loading.progress import loading_bar
+from lading.loading.source import Source, SourceMap
 from lading.loading.streamed import named_as_the_network
 from lading.memory.rules import Rules, parse_rules
 from lading.memory.wrapping import LayerMap, enable_vram_management
-
-Names = Mapping[str, TensorInfo]
 
 
 def vram_rules(
@@ -53,7 +50,7 @@ def vram_rules(
 def load_managed(
     label: str,
     model_class: type[torch.nn.Module],
-    checkpoint: Checkpoint,
+    source: Source | Checkpoint,
     config: Any,
     rules: Rules,
     module_map: LayerMap,
@@ -69,52 +66,38 @@ def load_managed(
         CheckpointError: the tensors do not match the network, or weights that stay on the disk would have to be made
             of what is stored there.
     """
-    source = ", ".join(str(file) for file in checkpoint.files)
     computation = rules.computation.dtype
     model = build_empty(model_class, config, computation)
     try:
-        infos = named_as_the_network(model, checkpoint, state_dict_converter)
+        if isinstance(source, Checkpoint):
+            source = Source.of(source, named_as_the_network(model, source, state_dict_converter))
     except CheckpointError:
         if rules.needs_disk:
             raise
         return None
-    stored = {info: name for name, info in checkpoint.items()}
-    names = {name: stored[info] for name, info in infos.items()}
     kept = (
         kept_by_transformers(model, computation)
         if is_transformers_model(model_class)
         else kept_in_float32(model_class, computation)
     )
-    disk_map = DiskMap(list(checkpoint.files), state_dict_converter=lambda _: names) if rules.needs_disk else None
+    disk_map = SourceMap(source) if rules.needs_disk else None
     if rules.offload.on_disk:
         assert disk_map is not None
         buffers = {name for name, _ in model.named_buffers()}
         tensors = {}
-        for name, info in infos.items():
-            dtype = cast_of(info, torch.float32 if kept(name) else computation) or torch_dtype_of(info)
+        for name in source.origins:
+            dtype = source.dtype(name, torch.float32 if kept(name) else computation)
             if name in buffers:
                 tensors[name] = disk_map.read(name, dtype)
             else:
-                tensors[name] = torch.empty(packed_shape(info), dtype=dtype, device="meta")
+                tensors[name] = torch.empty(source.shape(name), dtype=dtype, device="meta")
     else:
-        tensors = _read(label, checkpoint, names, _dtypes(model, rules, kept), rules.offload.device)
-    fill(model, tensors, source)
+        assert rules.offload.device is not None
+        with loading_bar(label, source.nbytes) as on_bytes:
+            tensors = source.read(_dtypes(model, rules, kept), rules.offload.device, on_bytes=on_bytes)
+    fill(model, tensors, str(source))
     del tensors
     return enable_vram_management(model.eval(), module_map, rules.vram_config(), vram_limit, disk_map)
-
-
-def _read(
-    label: str,
-    checkpoint: Checkpoint,
-    names: Mapping[str, str],
-    dtype_of: Callable[[str], torch.dtype | None],
-    device: torch.device | None,
-) -> dict[str, torch.Tensor]:
-    assert device is not None
-    new_names = {old: new for new, old in names.items()}
-    with loading_bar(label, checkpoint.nbytes) as on_bytes:
-        tensors = read_state_dict(checkpoint, lambda old: dtype_of(new_names.get(old, old)), device, on_bytes=on_bytes)
-    return {new: tensors[old] for new, old in names.items()}
 
 
 def _dtypes(model: torch.nn.Module, rules: Rules, kept: Callable[[str], bool]) -> Callable[[str], torch.dtype | None]:

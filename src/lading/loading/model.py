@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 
 from lading import devices
+from lading.catalog import Candidate
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
 from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype, torch_dtype_of
 from lading.errors import LadingError
+from lading.loading.chosen import find_config, find_network
 from lading.loading.collection import collection_put_off
-from lading.loading.configs import read_config
 from lading.loading.managed import load_managed, vram_rules
+from lading.loading.mapped import load_source
 from lading.loading.network import (
     build_empty,
     construction,
@@ -39,7 +40,7 @@ StateDictConverter = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.T
 
 
 def load_model(
-    model_class: type[ModelT],
+    model_class: type[ModelT] | Candidate | str | None,
     path: CheckpointPath,
     config: Any = None,
     torch_dtype: torch.dtype | str | None = torch.bfloat16,
@@ -58,10 +59,14 @@ def load_model(
     diffusers class keeps in float32 (`_keep_in_fp32_modules`) are kept.
 
     Args:
-        model_class: any `torch.nn.Module`, such as a class of diffusers or transformers.
+        model_class: any `torch.nn.Module`, such as a class of diffusers or transformers. None or "auto" takes what
+            `lading.identify` recognises; one of its candidates picks that network out of a file that holds several.
+            Where a file names or lays out the tensors of a known class in another way, they are mapped.
         path: a file, a list of files merged in order, a folder, a glob or an `index.json`.
-        config: the constructor's keyword arguments, a `config.json` or its folder, or a transformers config. None
-            takes the `config.json` beside the checkpoint for diffusers and transformers classes, else the defaults.
+        config: the constructor's keyword arguments, a `config.json` or its folder, or a transformers config; where the
+            class is recognised, whatever differs from the recognised config. None takes the `config.json` beside the
+            checkpoint for diffusers and transformers classes, else what the shapes of a known class tell, else the
+            defaults.
         torch_dtype: floating-point tensors are cast to it. None keeps the checkpoint's dtypes.
         device: where the network goes.
         state_dict_converter: called with the checkpoint's tensors by name, returns the network's.
@@ -79,6 +84,7 @@ def load_model(
     Raises:
         CheckpointError: a file is damaged or unsafe, or its tensors do not match the network; all names are listed.
         ComponentError: the network cannot be built from the config.
+        IdentificationError: no network is recognised where no class is given, or several may be meant.
         MemoryLimitError: the limit is too small; no weight has been read.
         LadingError: the `vram_config` cannot be followed.
 
@@ -88,24 +94,25 @@ def load_model(
     (False, torch.float32)
     """
     limits = limits_on(device, memory_limit, host_memory_limit)
-    label = model_class.__name__
     dtype = None if torch_dtype is None else named_dtype(torch_dtype)
     rules = vram_rules(module_map, vram_config, vram_limit, dtype, torch.device(device))
-    if rules is None or module_map is None:
-        return load_labelled(
-            label, model_class, path, config, dtype, device, limits, state_dict_converter, use_disk_map
-        )
-    if limits is not None:
+    if rules is not None and limits is not None:
         raise LadingError("load_model: memory_limit and vram_config both say where weights are: give one of them")
     path = path if isinstance(path, (str, os.PathLike)) else list(path)
-    checkpoint = open_checkpoint(path)
-    config = _find_config(model_class, config, checkpoint)
-    model = load_managed(label, model_class, checkpoint, config, rules, module_map, vram_limit, state_dict_converter)
+    chosen = find_network(model_class, open_checkpoint(path), config, state_dict_converter is not None)
+    found, label, config = cast("type[ModelT]", chosen.model_class), chosen.model_class.__name__, chosen.config
+
+    def load(dtype: torch.dtype | None, place: str | torch.device) -> ModelT:
+        if chosen.source is not None:
+            return load_source(label, found, chosen.source, config, dtype, torch.device(place), limits, use_disk_map)
+        return load_labelled(label, found, path, config, dtype, place, limits, state_dict_converter, use_disk_map)
+
+    if rules is None or module_map is None:
+        return load(dtype, device)
+    source = chosen.source or chosen.checkpoint
+    model = load_managed(label, found, source, config, rules, module_map, vram_limit, state_dict_converter)
     if model is None:
-        place = rules.offload.device or "cpu"
-        model = load_labelled(
-            label, model_class, path, config, rules.computation.dtype, place, None, state_dict_converter, use_disk_map
-        )
+        model = load(rules.computation.dtype, rules.offload.device or "cpu")
         model = enable_vram_management(model, module_map, rules.vram_config(), vram_limit)
     return cast("ModelT", model)
 
@@ -128,8 +135,8 @@ def load_labelled(
     path = path if isinstance(path, (str, os.PathLike)) else list(path)
     checkpoint = open_checkpoint(path)
     source = ", ".join(str(file) for file in checkpoint.files)
-    config = _find_config(model_class, config, checkpoint)
-    dtype_of = _dtype_rule(model_class, config, dtype, checkpoint)
+    config = find_config(model_class, config, checkpoint)
+    dtype_of = dtype_rule(model_class, config, dtype, checkpoint)
     if limits is not None:
         return load_streamed(model_class, checkpoint, config, dtype, dtype_of, limits, state_dict_converter)
     built: list[torch.nn.Module] = []
@@ -171,7 +178,7 @@ def load_labelled(
     return cast("ModelT", model.to(device).eval())
 
 
-def _dtype_rule(model_class: type, config: Any, dtype: torch.dtype | None, checkpoint: Checkpoint) -> DtypeOf:
+def dtype_rule(model_class: type, config: Any, dtype: torch.dtype | None, checkpoint: Checkpoint) -> DtypeOf:
     """Return the dtype that each tensor of a checkpoint is read in."""
     if is_transformers_model(model_class):
         if dtype is None or checkpoint.dtypes.keys() <= {str(dtype).removeprefix("torch.")}:
@@ -180,16 +187,6 @@ def _dtype_rule(model_class: type, config: Any, dtype: torch.dtype | None, check
         return lambda name: None if kept(name) else dtype  # transformers makes float32 of what it sees as it is stored
     kept = kept_in_float32(model_class, dtype)
     return lambda name: torch.float32 if kept(name) else dtype
-
-
-def _find_config(model_class: type, config: Any, checkpoint: Checkpoint) -> Any:
-    if isinstance(config, (str, os.PathLike)):
-        place = Path(config)
-        return read_config(place / "config.json" if place.is_dir() else place)
-    if config is None and (is_diffusers_model(model_class) or is_transformers_model(model_class)):
-        beside = checkpoint.files[0].parent / "config.json"
-        return read_config(beside) if beside.is_file() else None
-    return config
 
 
 def _upload_transformers(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 
-from lading.checkpoint import Checkpoint, DiskMap, TensorInfo, read_state_dict
-from lading.checkpoint.dtypes import DtypeOf, cast_of, packed_shape, torch_dtype_of
+from lading.checkpoint import Checkpoint, DiskMap, TensorInfo
+from lading.checkpoint.dtypes import DtypeOf
 from lading.devices import find_device
 from lading.errors import CheckpointError, ComponentError
 from lading.loading.examples import example_call
@@ -20,10 +22,14 @@ from lading.loading.network import (
     named_by_transformers,
     with_current_names,
 )
+from lading.loading.source import Source
 from lading.memory.image import Weight
 from lading.memory.limits import Limits
 from lading.memory.management import Manager
 from lading.memory.outline import parameter_places
+from lading.memory.spool import Spool
+
+_log = logging.getLogger("lading.loading")
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
@@ -46,7 +52,7 @@ def limits_on(
 
 def load_streamed(
     model_class: type[ModelT],
-    checkpoint: Checkpoint,
+    source: Source | Checkpoint,
     config: Any,
     dtype: torch.dtype | None,
     dtype_of: DtypeOf,
@@ -55,34 +61,72 @@ def load_streamed(
 ) -> ModelT:
     """Build a network whose weights stay in the checkpoint and pass through memory within a limit.
 
-    `manager_of` gives its manager.
+    Weights that are not rows of the files, such as transposed ones, are written once to a temporary folder, which goes
+    with the manager. `manager_of` gives that.
 
     Args:
+        source: a checkpoint's tensors are named as the library of the class names them.
         rename: a state dict converter that renames and does no more.
 
     Raises:
         CheckpointError: the tensors do not match the network, or the converter computes.
-        MemoryLimitError: the limit is too small; no weight has been read.
+        MemoryLimitError: the limit is too small; no weight that is streamed from the checkpoint has been read.
     """
-    source = ", ".join(str(file) for file in checkpoint.files)
     model = build_empty(model_class, config, dtype)
-    infos = named_as_the_network(model, checkpoint, rename)
-    dtypes = {name: cast_of(info, dtype_of(name)) or torch_dtype_of(info) for name, info in infos.items()}
-    empty = {name: torch.empty(packed_shape(infos[name]), dtype=dtypes[name], device="meta") for name in infos}
-    buffers = {name: infos[name] for name, _ in model.named_buffers() if name in infos}
-    fill(model, empty | read_state_dict(Checkpoint(checkpoint.inventories, buffers), dtype_of, use="once"), source)
-    strided = next((name for name, info in infos.items() if info.stride is not None), None)
-    if strided is not None:
-        raise CheckpointError(f"{source}: tensor {strided!r} is not stored row by row: use `lading convert` first")
-    model.eval()
-    weights = {}
-    for name, places in parameter_places(model).items():
-        stored = name if name in infos else next(twin for twin in _names(model, places) if twin in infos)
-        weights[name] = Weight(infos[stored], dtypes[stored])
-    manager = Manager(model, weights, checkpoint.inventories, limits, example_call(model))
+    if isinstance(source, Checkpoint):
+        source = Source.of(source, named_as_the_network(model, source, rename))
+    buffers = [name for name, _ in model.named_buffers() if name in source.origins]
+    weights, others = lay_out(model, source, dtype_of, source.read(dtype_of, names=buffers, use="once"))
+    spool = _rewritten(source, others, dtype_of)
+    try:
+        inventories = (*source.checkpoint.inventories, *spool.inventories)
+        manager = Manager(model, weights | spool.weights, inventories, limits, example_call(model))
+    except BaseException:
+        spool.remove()
+        raise
+    weakref.finalize(manager, spool.remove)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(manager.device)
     return model  # type: ignore[return-value] # build_empty built model_class
+
+
+def lay_out(
+    model: torch.nn.Module, source: Source, dtype_of: DtypeOf, buffers: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, Weight], dict[str, str]]:
+    """Give an empty network its dtypes and buffers, and tell where each parameter's bytes are.
+
+    Args:
+        model: on the meta device; its parameters stay there.
+        buffers: those that the source has.
+
+    Returns:
+        Parameter name -> its weight; and, for those that are not rows of the files, the name of its tensor there.
+
+    Raises:
+        CheckpointError: the tensors do not match the network.
+    """
+    dtypes = {name: source.dtype(name, dtype_of(name)) for name in source.origins}
+    empty = {name: torch.empty(source.shape(name), dtype=dtypes[name], device="meta") for name in source.origins}
+    fill(model, empty | buffers, str(source))
+    model.eval()
+    stored = {
+        name: name if name in source.origins else next(twin for twin in _names(model, places) if twin in source.origins)
+        for name, places in parameter_places(model).items()
+    }
+    plain = {name: own for name, own in stored.items() if source.origins[own].is_plain}
+    weights = {name: Weight(source.origins[own], dtypes[own]) for name, own in plain.items()}
+    return weights, {name: own for name, own in stored.items() if name not in plain}
+
+
+def _rewritten(source: Source, names: Mapping[str, str], dtype_of: DtypeOf) -> Spool:
+    """Write weights as they lie in memory: parameter name -> the name of its tensor in the source."""
+    spool = Spool()
+    for name, own in names.items():
+        _log.info("%s: %s is not made of rows of the file: it is written to %s once", source, name, spool.folder)
+        tensor = source.read(dtype_of, names=[own], use="once")[own]
+        for _ in spool.take({name: tensor}):
+            pass  # what is given back is on the disk
+    return spool
 
 
 def _names(model: torch.nn.Module, places: list[tuple[torch.nn.Module, str]]) -> list[str]:

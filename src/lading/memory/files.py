@@ -44,7 +44,10 @@ class WeightFiles:
     def read(self, name: str) -> torch.Tensor:
         """Read one parameter, on the CPU, in the dtype in which it computes."""
         weight = self.weights[name]
-        return self._readers[weight.info.file].tensor(weight.info, weight.dtype)
+        runs = [self._readers[run.file].tensor(run, weight.dtype) for run in weight.origin.runs]
+        if len(runs) == 1:
+            return runs[0]
+        return torch.cat([run.flatten() for run in runs]).view(weight.shape)
 
     def close(self) -> None:
         """Close the files; nothing may be read any more."""

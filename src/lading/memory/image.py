@@ -1,4 +1,5 @@
-"""Units as they lie in memory: what is stored as it computes is read in place, the rest is cast on the way."""
+"""Units as they lie in memory: what is stored as it computes is read in place, the rest is cast, or put together of
+several stretches of the file, on the way."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from lading.catalog.origin import Origin
 from lading.checkpoint.arena import Arena, Scratch, block_ceiling, block_floor
 from lading.checkpoint.dtypes import packed_shape, torch_dtype_of
 from lading.checkpoint.header import TensorInfo
@@ -24,22 +26,34 @@ class Weight:
     """A parameter as a checkpoint holds it.
 
     Attributes:
+        origin: without a change; its runs lie one after another in memory.
         dtype: in which it computes.
     """
 
-    info: TensorInfo
+    origin: Origin
     dtype: torch.dtype
 
     @property
     def nbytes(self) -> int:
         """In memory."""
-        return (self.info.end - self.info.start) // torch_dtype_of(self.info).itemsize * self.dtype.itemsize
+        return sum(_elements(run) for run in self.origin.runs) * self.dtype.itemsize
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As torch has it."""
+        runs = self.origin.runs
+        return packed_shape(runs[0]) if len(runs) == 1 else self.origin.shape
 
     @property
     def in_place(self) -> bool:
         """Whether its bytes in the file are its bytes in memory."""
-        stored = torch_dtype_of(self.info)
-        return stored == self.dtype and self.info.start % stored.itemsize == 0 and self.info.stride is None
+        first, *others = self.origin.runs
+        stored = torch_dtype_of(first)
+        return not others and stored == self.dtype and first.start % stored.itemsize == 0 and first.stride is None
+
+
+def _elements(info: TensorInfo) -> int:
+    return (info.end - info.start) // torch_dtype_of(info).itemsize
 
 
 class Store(Protocol):
@@ -68,21 +82,23 @@ class Image:
     Attributes:
         nbytes: a multiple of the block.
         stored_bytes: that are read for it.
-        casts: whether any parameter needs memory to be cast in.
+        casts: whether any parameter passes through other memory on its way: it is cast, or put together of runs.
     """
 
     def __init__(self, weights: Mapping[str, Weight]) -> None:
         self._weights = dict(weights)
         self._reads: list[_Read] = []
         self._places: dict[str, int] = {}
-        in_place = {name: weight.info for name, weight in weights.items() if weight.in_place and weight.nbytes}
+        in_place = {
+            name: weight.origin.runs[0] for name, weight in weights.items() if weight.in_place and weight.nbytes
+        }
         end = self._lay_out_stretches(in_place)
-        self._cast = {name: weight.info for name, weight in weights.items() if name not in in_place and weight.nbytes}
+        self._cast = [name for name, weight in weights.items() if name not in in_place and weight.nbytes]
         for name in self._cast:
             self._places[name] = end
             end += -(-weights[name].nbytes // _ALIGNMENT) * _ALIGNMENT
         self.nbytes = block_ceiling(end)
-        cast_bytes = sum(info.end - info.start for info in self._cast.values())
+        cast_bytes = sum(run.end - run.start for name in self._cast for run in weights[name].origin.runs)
         self.stored_bytes = sum(read.end - read.start for read in self._reads) + cast_bytes
         self.casts = bool(self._cast)
 
@@ -105,12 +121,11 @@ class Image:
         """Return the parameters as views of memory that holds the image."""
         found = {}
         for name, weight in self._weights.items():
-            shape = packed_shape(weight.info)
             if weight.nbytes == 0:
-                found[name] = torch.empty(shape, dtype=weight.dtype)
+                found[name] = torch.empty(weight.shape, dtype=weight.dtype)
                 continue
             start = self._places[name]
-            found[name] = store.tensor(weight.dtype, start, start + weight.nbytes).view(shape)
+            found[name] = store.tensor(weight.dtype, start, start + weight.nbytes).view(weight.shape)
         return found
 
     def tasks(self, arena: Arena, readers: Mapping[Path, FileReader], scratch: Scratch) -> list[Callable[[], None]]:
@@ -119,11 +134,24 @@ class Image:
         for read in self._reads:
             memory = arena.view(read.place, read.place + read.end - read.start)
             tasks += readers[read.file].tasks([Extent(read.start, memory)])
-        tensors = self.tensors(arena) if self._cast else {}
-        for file in {info.file for info in self._cast.values()}:
-            infos = {name: info for name, info in self._cast.items() if info.file == file}
-            tasks += readers[file].casts(infos, tensors, scratch)
+        infos, targets = self._cast_runs(arena)
+        for file in {info.file for info in infos.values()}:
+            of_file = {name: info for name, info in infos.items() if info.file == file}
+            tasks += readers[file].casts(of_file, targets, scratch)
         return tasks
+
+    def _cast_runs(self, arena: Arena) -> tuple[dict[str, TensorInfo], dict[str, torch.Tensor]]:
+        """What is not read in place: the runs, under a name for each, and where the elements of each go."""
+        infos: dict[str, TensorInfo] = {}
+        targets: dict[str, torch.Tensor] = {}
+        for name in self._cast:
+            weight, start = self._weights[name], self._places[name]
+            for number, run in enumerate(weight.origin.runs):
+                end = start + _elements(run) * weight.dtype.itemsize
+                infos[f"{name} {number}"] = run
+                targets[f"{name} {number}"] = arena.tensor(weight.dtype, start, end)
+                start = end
+        return infos, targets
 
     def _lay_out_stretches(self, infos: Mapping[str, TensorInfo]) -> int:
         place = 0

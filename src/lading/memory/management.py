@@ -301,13 +301,8 @@ class Manager:
         slowness = self._require_engine().slowness
         if slowness is None or self._refined:
             return
-        rates = self._rates
-        self._rates = replace(
-            rates,
-            compute=rates.compute / slowness,
-            memory=rates.memory / slowness,
-            read=self._files.meter.bytes_per_second or rates.read,
-        )
+        rates = self._rates.slower(slowness)
+        self._rates = replace(rates, read=self._files.meter.bytes_per_second or rates.read)
         self._refined = True
         self._replan(reluctant=True)
 

@@ -1,16 +1,33 @@
-"""How fast the disk, the bus and the processor are: assumed at first, then measured while they work."""
+"""How fast the disk, the bus and the processor are: assumed, measured once for all, and measured while they work."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import exp, log, log2
 
-from lading.memory.trace import Call
+from lading.memory.trace import Call, Operation
 
 _FEWEST_BYTES = 256 << 20
 """Less than this tells nothing about a disk."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast an operator was at some sizes.
+
+    Attributes:
+        operator: as in `Operation`; likewise `dtype` and `sizes`.
+        rate: floating-point operations per second, or bytes per second of an operator without.
+    """
+
+    operator: str
+    dtype: str
+    sizes: tuple[int, ...]
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -21,13 +38,19 @@ class Rates:
         read: bytes per second from the disk.
         copy: bytes per second from host memory to a device.
         compute: floating-point operations per second.
-        memory: bytes per second of weights that layers compute with, however few the operations.
+        memory: bytes per second that layers compute with, however few the operations.
+        speeds: of operators; what was measured wins over `compute` and `memory`.
+        overhead: seconds that every operator takes beside.
+        slowness: how many times longer operators take than when their speeds were measured.
     """
 
     read: float = 1.5e9
     copy: float = 2e10
     compute: float = 5e11
     memory: float = 1e10
+    speeds: tuple[Speed, ...] = ()
+    overhead: float = 1e-6
+    slowness: float = 1.0
 
     def seconds(self, flops: int, nbytes: int) -> float:
         """Predict how long it takes to compute with weights."""
@@ -35,7 +58,43 @@ class Rates:
 
     def call_seconds(self, call: Call) -> float:
         """Predict how long a leaf takes."""
-        return call.flops / self.compute
+        return sum(self.operation_seconds(operation) for operation in call.operations)
+
+    def operation_seconds(self, operation: Operation) -> float:
+        """Predict how long an operator takes: at the speed that it had at sizes like these."""
+        known = self._by_operator.get((operation.operator, operation.dtype))
+        if known is None:
+            return self.overhead * self.slowness + max(operation.flops / self.compute, operation.nbytes / self.memory)
+        rate = _between(known, operation.sizes)
+        return self.slowness * (self.overhead + (operation.flops or operation.nbytes) / rate)
+
+    def slower(self, factor: float) -> Rates:
+        """Return the rates of a processor that takes so many times longer."""
+        return replace(
+            self, compute=self.compute / factor, memory=self.memory / factor, slowness=self.slowness * factor
+        )
+
+    @cached_property
+    def _by_operator(self) -> dict[tuple[str, str], tuple[Speed, ...]]:
+        found: dict[tuple[str, str], tuple[Speed, ...]] = {}
+        for speed in self.speeds:
+            key = speed.operator, speed.dtype
+            found[key] = (*found.get(key, ()), speed)
+        return found
+
+
+def _between(speeds: tuple[Speed, ...], sizes: tuple[int, ...]) -> float:
+    """Weigh measured speeds by how near their sizes are, in powers of two; the same sizes have their own speed."""
+    total = weight = 0.0
+    for speed in speeds:
+        distance = sum(
+            (log2(max(one, 1)) - log2(max(other, 1))) ** 2 for one, other in zip(speed.sizes, sizes, strict=True)
+        )
+        if distance == 0:
+            return speed.rate
+        total += log(speed.rate) / distance
+        weight += 1 / distance
+    return exp(total / weight)
 
 
 class Meter:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from lading.catalog.origin import Origin
 from lading.checkpoint.header import FileInventory
 from lading.checkpoint.inventory import open_checkpoint
 from lading.checkpoint.state_dict import load_state_dict
@@ -64,4 +65,4 @@ class Spool:
             ) from error
         checkpoint = open_checkpoint(file)
         self.inventories += checkpoint.inventories
-        self.weights |= {name: Weight(checkpoint[name], tensor.dtype) for name, tensor in batch.items()}
+        self.weights |= {name: Weight(Origin.of(checkpoint[name]), tensor.dtype) for name, tensor in batch.items()}

@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -25,8 +25,6 @@ from torch.utils.flop_counter import flop_registry
 
 from lading.errors import LadingError
 
-Kind: TypeAlias = Literal["product", "convolution", "attention", "other"]
-
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 _ON_THE_LEFT = {
@@ -37,6 +35,9 @@ _ON_THE_LEFT = {
     torch.ops.aten._scaled_mm: 0,
 }
 """Products of matrices -> which argument is on the left side."""
+_LOOKUPS = {torch.ops.aten.embedding, torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather}
+"""Operators that read as much as they write, of whatever there is."""
+_FREE = {"device", "_unsafe_view", "_reshape_alias", "empty", "empty_like", "new_empty", "empty_strided", "sym_size"}
 
 
 _state = threading.local()
@@ -52,18 +53,19 @@ class Operation:
     """What one kernel computes and touches.
 
     Attributes:
-        kind: "product", "convolution", "attention" or "other".
+        operator: "product", "convolution", "attention", or torch's name of what has no FLOPs, with its variant.
         dtype: torch's name of the dtype that it computes in.
         flops: floating-point operations, two for a multiplication with an addition.
         nbytes: of its inputs and outputs.
-        rows: of a product's left side, over all batches.
+        sizes: what its speed depends on: of a product rows, inner and columns; of a convolution channels in and out,
+            places of the kernel and of the output; of attention heads, queries, keys and their width; else the bytes.
     """
 
-    kind: Kind
+    operator: str
     dtype: str
     flops: int
     nbytes: int
-    rows: int = 0
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,15 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     entry: str = "forward",
     device: torch.device | str = "cpu",
+    recorder: TorchDispatchMode | None = None,
 ) -> Trace:
     """Run a module on fake tensors and note what it does; neither its weights nor its inputs need data.
 
     Args:
         args: tensors of any device, the meta device included; only shapes, dtypes and places count.
         entry: the method to call.
-        device: where the module computes.
+        device: where the module computes; it need not be there.
+        recorder: is shown every operator too.
 
     Raises:
         LadingError: the module cannot be copied, or decides by values that only real data has.
@@ -116,10 +120,11 @@ def trace(
     module = _twin(module)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = torch.device(device)
+    place = torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         with mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=place)
 
     state: dict[str, torch.Tensor] = {}
     twins: dict[int, torch.Tensor] = {}
@@ -131,10 +136,10 @@ def trace(
             twins[id(tensor)] = fake(tensor)
         state[name] = twins[id(tensor)]
     inputs = tree_map_only(torch.Tensor, fake, (args, dict(kwargs or {})))
-    observer = _Observer(module, state)
+    observer = _Observer(module, state, device.type)
     _state.tracing = True
     try:
-        with torch.no_grad(), mode, observer.watching(), observer:
+        with torch.no_grad(), mode, observer.watching(), observer, recorder or nullcontext():
             observer.admit(tree_iter(inputs))
             _call(module, state, entry, *inputs)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
@@ -190,9 +195,10 @@ class _Method(torch.nn.Module):
 class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch types it not
     """Counts live bytes and FLOPs under the dispatcher; hooks and a function mode tell it whose they are."""
 
-    def __init__(self, module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, module: torch.nn.Module, state: Mapping[str, torch.Tensor], device: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch types it not
         self.peak = 0
+        self._device = device
         self.fixed: set[str] = set()
         self._module = module
         self._owners = {
@@ -241,9 +247,9 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        workspace = _workspace_bytes(func, args, output)
-        if self._runs and not _is_view(func):
-            self._runs[-1].operations.append(_operation(func, args, kwargs or {}, output))
+        workspace = _workspace_bytes(func, args, output, self._device)
+        if self._runs and not is_free(func):
+            self._runs[-1].operations.append(operation_of(func, args, kwargs or {}, output))
         for tensor in tree_iter(output):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor)
@@ -307,29 +313,35 @@ def _reference(tensor: torch.Tensor) -> Any:
 
 
 @cache
-def _is_view(func: Any) -> bool:
-    """Whether an operator only looks at memory in another way."""
+def is_free(func: Any) -> bool:
+    """Whether an operator computes nothing: it asks about tensors, views them, or takes memory."""
     returns = func._schema.returns
-    return bool(returns) and all(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+    views = all(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+    return views or func._schema.name.split("::")[-1] in _FREE
 
 
-def _operation(func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Operation:
+def operation_of(func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Operation:
+    """Return what an operator of the dispatcher does with these arguments; they need no data."""
     packet = getattr(func, "_overloadpacket", None)
     operands = [tensor for tensor in tree_iter((args, kwargs)) if isinstance(tensor, torch.Tensor)]
     results = [tensor for tensor in tree_iter(output) if isinstance(tensor, torch.Tensor)]
+    touched = (*results, *results) if packet in _LOOKUPS else (*operands, *results)
+    nbytes = sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in touched)
+    dtype = str(next((tensor.dtype for tensor in (*results, *operands)), torch.float32)).removeprefix("torch.")
     count = flop_registry.get(packet)
     flops = 0 if count is None else int(count(*args, **kwargs, out_val=output))
-    kind: Kind = "attention" if flops else "other"
-    rows = 0
     if packet in _ON_THE_LEFT:
-        kind, rows = "product", args[_ON_THE_LEFT[packet]].shape[-2]
-    elif func in _CONVOLUTIONS:
-        kind = "convolution"
-    elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:  # torch does not count this one
-        kind, flops = "attention", _attention_flops(*args[:3])
-    nbytes = sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in (*operands, *results))
-    dtype = next((tensor.dtype for tensor in (*results, *operands)), torch.float32)
-    return Operation(kind, str(dtype).removeprefix("torch."), flops, nbytes, rows)
+        left, right = args[_ON_THE_LEFT[packet] :][:2]
+        return Operation("product", dtype, flops, nbytes, (left.shape[:-1].numel(), *right.shape[-2:]))
+    if func in _CONVOLUTIONS:
+        kernel, places = args[1].shape, results[0].shape[2:].numel() * results[0].shape[0]
+        return Operation("convolution", dtype, flops, nbytes, (kernel[1], kernel[0], kernel[2:].numel(), places))
+    if flops or packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        query, key, value = args[:3]
+        sizes = (query.shape[:-2].numel(), query.shape[-2], key.shape[-2], query.shape[-1])
+        return Operation("attention", dtype, flops or _attention_flops(query, key, value), nbytes, sizes)
+    variants = [value for value in (*args, *kwargs.values()) if isinstance(value, str)]
+    return Operation(" ".join((getattr(packet, "__name__", str(packet)), *variants)), dtype, 0, nbytes, (nbytes,))
 
 
 def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
@@ -337,9 +349,9 @@ def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
-def _workspace_bytes(func: Any, args: Any, output: Any) -> int:
+def _workspace_bytes(func: Any, args: Any, output: Any, device: str) -> int:
     """What a kernel takes beside its inputs and outputs: oneDNN and cuDNN may lay all of them out anew."""
-    if func in _CONVOLUTIONS or (func in _PRODUCTS and output.device.type == "cpu"):
+    if func in _CONVOLUTIONS or (func in _PRODUCTS and device == "cpu"):
         operands = [tensor for tensor in (*args, output) if isinstance(tensor, torch.Tensor)]
         return sum(tensor.nbytes for tensor in operands)
     return 0

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from lading.errors import LadingError, ShapeError
+from lading.errors import ComponentError, LadingError, ShapeError
 from lading.latents import LatentFormat
+from lading.loading.blueprint import Blueprint, Network
 from lading.loading.components import weights_of
-from lading.loading.latents import Network, format_of_networks
 from lading.loading.record import LoadRecord
 from lading.memory.management import Manager, manager_of
 
@@ -75,8 +75,8 @@ class Subject:
             if isinstance(config, Mapping)
         }
         try:
-            return format_of_networks(networks)
-        except ShapeError:  # whoever calls the pipeline is told
+            return Blueprint(self.title, None, networks, "folder", {}).latent_format()
+        except (ComponentError, ShapeError):  # of a denoiser that nobody knows; or whoever calls the pipeline is told
             return None
 
     def _device(self) -> str:

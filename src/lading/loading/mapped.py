@@ -1,0 +1,82 @@
+"""Networks filled from a source: built empty, tensors read under the network's own names, in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+import torch
+
+from lading.checkpoint.dtypes import DtypeOf, cast_tensor
+from lading.loading.network import (
+    build_empty,
+    fill,
+    is_diffusers_model,
+    is_transformers_model,
+    kept_by_transformers,
+    kept_in_float32,
+)
+from lading.loading.progress import loading_bar
+from lading.loading.source import Source, SourceMap
+from lading.loading.streamed import load_streamed
+from lading.memory.limits import Limits
+
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
+
+
+def load_source(
+    label: str,
+    model_class: type[ModelT],
+    source: Source,
+    config: Any,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    limits: Limits | None = None,
+    use_disk_map: bool = False,
+) -> ModelT:
+    """Load a network as `load_model` does, from tensors that are made of a file's.
+
+    Raises:
+        CheckpointError: names or shapes do not agree with the network's; all are listed.
+        MemoryLimitError: the limit is too small.
+    """
+    if is_transformers_model(model_class):
+        dtype = dtype or _first_floating(source)
+    dtype_of = _dtype_rule(model_class, config, dtype)
+    if limits is not None:
+        return load_streamed(model_class, source, config, dtype, dtype_of, limits)
+    built: list[torch.nn.Module] = []
+
+    def build() -> None:
+        takes_dtype = is_diffusers_model(model_class) or is_transformers_model(model_class)
+        built.append(build_empty(model_class, config, dtype if takes_dtype else None))
+
+    tensors: Mapping[str, torch.Tensor]
+    if use_disk_map:
+        build()
+        on_disk = SourceMap(source, dtype_of)
+        tensors = {name: on_disk[name].to(device) for name in on_disk}
+    else:
+        with loading_bar(label, source.nbytes) as on_bytes:
+            tensors = source.read(dtype_of, device, on_bytes=on_bytes, meanwhile=build)
+    model: Any = built[0]
+    fill(model, tensors, str(source))
+    if is_transformers_model(model_class):
+        model.config.dtype = dtype
+    elif not is_diffusers_model(model_class):
+        for buffer in model.buffers():
+            buffer.data = cast_tensor(buffer.data, dtype, device)
+    return cast("ModelT", model.to(device).eval())
+
+
+def _dtype_rule(model_class: type[torch.nn.Module], config: Any, dtype: torch.dtype | None) -> DtypeOf:
+    if is_transformers_model(model_class):
+        kept = kept_by_transformers(build_empty(model_class, config, None), dtype)
+    else:
+        kept = kept_in_float32(model_class, dtype)
+    return lambda name: torch.float32 if kept(name) else dtype
+
+
+def _first_floating(source: Source) -> torch.dtype | None:
+    stored = (source.stored_dtype(name) for name in source.origins)
+    return next((kind for kind in stored if kind.is_floating_point), None)
