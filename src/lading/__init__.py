@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         manage,
         manager_of,
     )
-    from lading.report import Recording, record
+    from lading.report import Recording, explain, record
 
 _HOMES = {
     "lading.catalog": ("identify", "register_architecture"),
@@ -75,7 +75,7 @@ _HOMES = {
         "manage",
         "manager_of",
     ),
-    "lading.report": ("Recording", "record"),
+    "lading.report": ("Recording", "explain", "record"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
@@ -100,6 +100,7 @@ __all__ = [
     "__version__",
     "convert_checkpoint",
     "enable_vram_management",
+    "explain",
     "hash_model_file",
     "identify",
     "latent_format",

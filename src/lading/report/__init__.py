@@ -8,6 +8,7 @@ from lading.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lading.report.checkpoint import checkpoint_json, checkpoint_text
+    from lading.report.explanation import Explanation, explain
     from lading.report.recording import Recording, record, recorded_to
     from lading.report.run import Run
 
@@ -15,9 +16,19 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "lading.report.checkpoint": ("checkpoint_json", "checkpoint_text"),
+        "lading.report.explanation": ("Explanation", "explain"),
         "lading.report.recording": ("Recording", "record", "recorded_to"),
         "lading.report.run": ("Run",),
     },
 )
 
-__all__ = ["Recording", "Run", "checkpoint_json", "checkpoint_text", "record", "recorded_to"]
+__all__ = [
+    "Explanation",
+    "Recording",
+    "Run",
+    "checkpoint_json",
+    "checkpoint_text",
+    "explain",
+    "record",
+    "recorded_to",
+]
