@@ -69,7 +69,7 @@ def test_a_module_of_which_nothing_must_stay_computes_too(tmp_path: Path) -> Non
     checkpoint, given = open_checkpoint(tmp_path / "model.safetensors"), torch.ones(1, 64)
     with torch.no_grad():
         expected = module(given)
-        weights = {name: Weight(checkpoint[name], torch.float32) for name in checkpoint}
+        weights = {name: Weight(Origin.of(checkpoint[name]), torch.float32) for name in checkpoint}
         examples = {"forward": ((given,), {})}
         manager = Manager(module, weights, checkpoint.inventories, Limits(100_000, 10**9, FakeDevice()), examples)
         assert torch.equal(module(given), expected)

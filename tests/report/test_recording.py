@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 import lading
 from lading import LadingError, events
+from lading.catalog.origin import Origin
 from lading.checkpoint import open_checkpoint
 from lading.devices.fake import FakeDevice
 from lading.memory import Manager
@@ -146,7 +147,7 @@ def test_copies_to_a_device_are_timed_by_the_device(tmp_path: Path) -> None:
     module = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(12))).eval()
     save_file(module.state_dict(), tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path / "model.safetensors")
-    weights = {name: Weight(checkpoint[name], torch.float32) for name in checkpoint}
+    weights = {name: Weight(Origin.of(checkpoint[name]), torch.float32) for name in checkpoint}
     limits = Limits(100_000, 10**9, FakeDevice(link_bytes_per_second=2e7))
     given = torch.ones(1, 64)
     manager = Manager(module, weights, checkpoint.inventories, limits, {"forward": ((given,), {})})
@@ -194,7 +195,7 @@ def test_tokens_of_a_packed_latent_are_named_so() -> None:
     vae = AutoencoderKL(
         latent_channels=16, block_out_channels=(8, 8, 8, 8), norm_num_groups=2, sample_size=32,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        use_quant_conv=False, use_post_quant_conv=False,
+        use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.36, shift_factor=0.12,
     )  # fmt: skip
     pipeline = FluxPipeline(FlowMatchEulerDiscreteScheduler(), vae, None, None, None, None, transformer)
     pipeline.set_progress_bar_config(disable=True)
@@ -232,9 +233,14 @@ def test_a_pipeline_is_left_as_it_was_and_not_kept() -> None:
 
 def test_what_failed_is_recorded_too_and_nothing_stays_behind() -> None:
     pipeline = lading.load_pipeline("shapes")
-    with pytest.raises(ValueError, match="divisible"), lading.record(pipeline) as recording:
-        draw(pipeline, height=63)
-    assert recording.run.title == "StableDiffusionPipeline"
+
+    def stop(*_: Any) -> None:
+        raise ValueError("as the test wants")
+
+    with pytest.raises(ValueError, match="as the test wants"), lading.record(pipeline) as recording:
+        draw(pipeline, callback_on_step_end=stop)
+    assert [call.label for call in recording.run.calls][-1] == "unet.forward, step 1"
+    assert not pipeline.unet._forward_hooks and "prepare_latents" not in vars(pipeline)
     assert not events.wanted()
     with pytest.raises(RuntimeError), lading.record(pipeline.vae) as recording:
         pipeline.vae.decode(torch.ones(1, 5, 8, 8))
@@ -261,7 +267,12 @@ def test_a_compiled_module_is_not_compiled_again() -> None:
         compiled.append(graph)
         return graph.forward
 
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+    class Network(torch.nn.Module):
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            return given.sin() + 1
+
+    torch._dynamo.reset()
+    model = Network()
     model.compile(backend=backend)
     try:
         expected = model(torch.ones(1, 4))
@@ -271,7 +282,7 @@ def test_a_compiled_module_is_not_compiled_again() -> None:
     finally:
         torch._dynamo.reset()
     assert len(compiled) == 1
-    assert [str(one) for one in recording.run.calls[0].given] == ["input  1 x 4  float32  cpu"]
+    assert [str(one) for one in recording.run.calls[0].given] == ["given  1 x 4  float32  cpu"]
 
 
 def test_what_cannot_be_recorded_says_why(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Image:
     @property
     def file(self) -> Path | None:
         """That holds the first parameter."""
-        return next((weight.info.file for weight in self._weights.values()), None)
+        return next((weight.origin.runs[0].file for weight in self._weights.values()), None)
 
     def tensors(self, store: Store) -> dict[str, torch.Tensor]:
         """Return the parameters as views of memory that holds the image."""

@@ -125,7 +125,7 @@ class Manager:
     @property
     def files(self) -> frozenset[Path]:
         """That the weights are read from."""
-        return frozenset(weight.info.file for weight in self._files.weights.values())
+        return frozenset(run.file for weight in self._files.weights.values() for run in weight.origin.runs)
 
     @property
     def host_bytes(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -13,17 +12,16 @@ import torch
 from lading.events import Event, Moment
 from lading.latents import LatentFormat
 from lading.loading.components import weights_of
-from lading.memory.management import Manager
+from lading.loading.plans import Plan
+from lading.report.comparing import compared, predictions
 from lading.report.intervals import subtract
-from lading.report.run import CALL_TIME, PEAK, STREAMED, Call, Comparison, Lane, Memory, Part, Run, Series, Span, Step
+from lading.report.run import Call, Lane, Memory, Part, Run, Series, Span, Step
 from lading.report.sampling import Sampler
 from lading.report.subject import Subject, class_of
 from lading.report.tensors import PIPELINE, is_denoiser, named_axes
 from lading.report.watching import Seen, Watcher
 
 _LANES: Mapping[str, Lane] = {"load": "load", "read": "read", "copy": "copy", "wait": "wait", "trace": "plan"}
-_SETTLED = 2
-"""Calls of a module before its plan stands: the first two are measured."""
 _BESIDE = 64 << 20
 """What Python and the libraries may take, above all when something happens for the first time."""
 
@@ -34,6 +32,7 @@ def assemble(
     watcher: Watcher,
     sampler: Sampler | None,
     notes: Mapping[str, Any],
+    plan: Plan | None,
     began: float,
     ended: float,
 ) -> Run:
@@ -54,7 +53,7 @@ def assemble(
         calls,
         tuple(sorted(spans, key=lambda span: (span.start, -span.end))),
         memory,
-        () if subject is None else _comparisons(subject, calls, memory),
+        () if subject is None else compared(predictions(subject, plan), subject, calls, spans, memory),
         watcher.picture,
         _steps(calls, spans),
     )
@@ -200,39 +199,6 @@ def _memory(
             tuple(max(value + apart, 0) for value in sampler.values),
         )
     return Memory(tuple(weights), measured, subject.limit, _BESIDE if subject.device == "cpu" else 0)
-
-
-def _comparisons(subject: Subject, calls: Sequence[Call], memory: Memory) -> tuple[Comparison, ...]:
-    return tuple(
-        comparison
-        for name, manager in subject.managers.items()
-        if manager.stats().calls > subject.calls[name]
-        for comparison in _compared(name, manager, subject.calls[name], calls, memory)
-    )
-
-
-def _compared(name: str, manager: Manager, before: int, calls: Sequence[Call], memory: Memory) -> Iterable[Comparison]:
-    """What one module's plan said, beside what happened in its calls."""
-    plan, statistics = manager.plan, manager.stats()
-    own = [call for call in calls if call.part == name]
-    yield Comparison(name, PEAK, "B", plan.peak_bytes, _peak(memory, own))
-    recent = list(statistics.recent)[-(statistics.calls - before) :]
-    recent = [call for call in recent if call.entry == recent[-1].entry]
-    settled = recent[_SETTLED:] or recent[1:]
-    if not settled:
-        return  # what is predicted of a call is so of those after the first
-    moved = [call.copied_bytes if manager.device.type != "cpu" else call.read_bytes for call in settled]
-    yield Comparison(name, STREAMED, "B", plan.placement.streamed_bytes, median(moved))
-    yield Comparison(name, CALL_TIME, "s", plan.placement.seconds, median(call.seconds for call in settled))
-
-
-def _peak(memory: Memory, calls: Iterable[Call]) -> int | None:
-    """The most memory that was measured while a part was called."""
-    if memory.measured is None:
-        return None
-    pairs = list(zip(memory.measured.times, memory.measured.values, strict=True))
-    within = [value for call in calls for time, value in pairs if call.start <= time <= call.end]
-    return max(within, default=None)
 
 
 def _machine(subject: Subject | None) -> dict[str, str]:

@@ -223,7 +223,7 @@ def _folder_of(model: str | os.PathLike[str]) -> Path:
 
 
 def _tokens(folder: Path | None) -> int | None:
-    """How many tokens the first tokenizer makes at most; None where nothing says it, or it says that it has no limit."""
+    """How many tokens the first tokenizer makes at most; None where nothing says it, or there is no limit."""
     file = folder / "tokenizer" / "tokenizer_config.json" if folder is not None else None
     most = read_config(file).get("model_max_length") if file is not None and file.is_file() else None
     return most if isinstance(most, int) and most < 1_000_000 else None
@@ -254,9 +254,7 @@ def _usual_size(blueprint: Blueprint, latents: LatentFormat) -> tuple[int, int]:
 
 def _listed(files: tuple[str, ...]) -> str:
     names = [file for file in files if file not in CONFIG_FILES] or list(files)
-    return (
-        names[0] if len(names) == 1 else f"{len(names)} files, {names[0]} first" if len(names) > 4 else ", ".join(names)
-    )
+    return ", ".join(names) if len(names) <= 4 else f"{len(names)} files, {names[0]} first"
 
 
 def _wrapped(text: str, first: str = "", following: str | None = None) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from lading import events
 from lading.errors import LadingError
 from lading.events import Event
+from lading.loading.plans import Plan
 from lading.report.assembling import assemble
 from lading.report.page import check_report, write_page
 from lading.report.run import Run
@@ -27,10 +28,12 @@ class Recording:
 
     Attributes:
         notes: what the report says of the run beside what was seen: any names and values.
+        plan: what was predicted; None for what each managed module's own plan says.
     """
 
-    def __init__(self, notes: Mapping[str, Any]) -> None:
+    def __init__(self, notes: Mapping[str, Any], plan: Plan | None = None) -> None:
         self.notes = dict(notes)
+        self.plan = plan
         self._began = time.perf_counter()
         self._events: list[Event] = []
         self._watcher = Watcher()
@@ -92,7 +95,9 @@ class Recording:
         ended = time.perf_counter()
         if self._sampler is not None:
             self._sampler.stop()
-        self._run = assemble(self._subject, self._events, self._watcher, self._sampler, self.notes, self._began, ended)
+        self._run = assemble(
+            self._subject, self._events, self._watcher, self._sampler, self.notes, self.plan, self._began, ended
+        )
         self._events, self._subject = [], None
 
     def __str__(self) -> str:
@@ -100,7 +105,7 @@ class Recording:
 
 
 @contextmanager
-def record(pipeline: Any = None, **notes: Any) -> Iterator[Recording]:
+def record(pipeline: Any = None, plan: Plan | None = None, **notes: Any) -> Iterator[Recording]:
     """Record what happens in a block: loads, calls, reads, copies, waits, memory, and the shape of every tensor that
     passes from one part to the next.
 
@@ -109,6 +114,8 @@ def record(pipeline: Any = None, **notes: Any) -> Iterator[Recording]:
     Args:
         pipeline: a diffusers pipeline, or a module, to watch; None where it is loaded in the block, to be watched with
             `recording.watch(pipeline)` then.
+        plan: what was predicted, to stand beside what is measured; None for what the plans of modules under a limit
+            say.
         notes: what the report shall say of the run, such as `prompt="..."`.
 
     Raises:
@@ -122,7 +129,7 @@ def record(pipeline: Any = None, **notes: Any) -> Iterator[Recording]:
     >>> len(recording.run.steps), recording.run.steps[0].latent.extent
     (2, 'batch 2  channels 4  height 8  width 8')
     """
-    recording = Recording(notes)
+    recording = Recording(notes, plan)
     with events.told_to(recording):
         try:
             if pipeline is not None:

@@ -15,6 +15,7 @@ from lading.sizes import format_size
 
 PEAK = "peak memory"
 STREAMED = "streamed in a call"
+FIRST_TIME = "time of the first call"
 CALL_TIME = "time of a call"
 """Quantities that are predicted, and measured."""
 

@@ -12,6 +12,7 @@ from lading.latents import LatentFormat, LatentShape
 from lading.loading.blueprint import AUTOENCODERS, Blueprint
 
 _PIXEL_CHANNELS = 3
+_OPEN = "as many as the prompt has"
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,11 @@ class Stage:
     @property
     def shapes(self) -> list[str]:
         """A line for each tensor."""
-        return [
-            "  ".join(
-                [name, *(f"{axis} {'as many as the prompt has' if n is None else n}" for axis, n in axes.items())]
-            )
+        known = {
+            name: {axis: _OPEN if size is None else size for axis, size in axes.items()}
             for name, axes in self.tensors.items()
-        ]
+        }
+        return ["  ".join([name, *(f"{axis} {size}" for axis, size in axes.items())]) for name, axes in known.items()]
 
 
 def stages(blueprint: Blueprint, latents: LatentFormat, extent: Extent, tokens: int | None) -> tuple[Stage, ...]:
