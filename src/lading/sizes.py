@@ -78,6 +78,76 @@ def parse_size(size: int | str) -> int:
     return round(float(number) * factor) if "." in number else int(number) * factor
 
 
+def parse_rate(rate: float | str) -> float:
+    """Return a rate in bytes per second.
+
+    Raises:
+        LadingError: the text is no rate, or it is not above 0.
+
+    >>> parse_rate("7GB/s"), parse_rate("800 MB/s")
+    (7000000000.0, 800000000.0)
+    """
+    text = re.sub(r"(?i)\s*/\s*s(ec)?\s*$", "", rate) if isinstance(rate, str) else rate
+    try:
+        found = float(parse_size(text)) if isinstance(text, str) else float(text)
+    except (LadingError, TypeError, ValueError):
+        found = 0.0
+    if found <= 0:
+        raise LadingError(f'{rate!r} is not a rate: write such as "7GB/s", or bytes per second as a number')
+    return found
+
+
+def parse_compute(rate: float | str) -> float:
+    """Return a rate of computing in floating-point operations per second.
+
+    Raises:
+        LadingError: the text is none, or it is not above 0.
+
+    >>> parse_compute("100TFLOPS"), parse_compute("2.5 PFLOP/s")
+    (100000000000000.0, 2500000000000000.0)
+    """
+    match = (
+        re.fullmatch(r"(?i)\s*(\d+(?:\.\d+)?)\s*([kmgtp])?\s*flops?(?:/s)?\s*", rate) if isinstance(rate, str) else None
+    )
+    if match is not None:
+        found = float(match[1]) * 1000 ** (_PREFIXES.index(match[2].lower()) + 1 if match[2] else 0)
+    else:
+        found = float(rate) if isinstance(rate, int | float) else 0.0
+    if found <= 0:
+        raise LadingError(f'{rate!r} is not a rate of computing: write such as "100TFLOPS", or FLOPs per second')
+    return found
+
+
+def format_count(number: float, billion: str = "B") -> str:
+    """Write a number with three digits and a short word for thousands.
+
+    >>> format_count(20_430_401_088), format_count(860_000_000), format_count(94.5e9, "G")
+    ('20.4 B', '860 M', '94.5 G')
+    """
+    for factor, word in ((1e12, "T"), (1e9, billion), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * factor:
+            value = number / factor
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {word}"
+    return f"{number:.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as people say it.
+
+    >>> format_seconds(0.0123), format_seconds(4.56), format_seconds(75), format_seconds(6200)
+    ('12 ms', '4.6 s', '1 min 15 s', '1 h 43 min')
+    """
+    if seconds < 0.0995:
+        return f"{1000 * seconds:.0f} ms" if seconds >= 0.0095 else f"{1000 * seconds:.1f} ms"
+    if seconds < 59.5:
+        return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def format_size(nbytes: int) -> str:
     """Write a number of bytes with three digits and a decimal unit.
 

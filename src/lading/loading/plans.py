@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeAlias
 from lading.errors import MemoryLimitError
 from lading.latents import LatentShape, PixelShape
 from lading.memory.rates import Rates
-from lading.sizes import format_size
+from lading.sizes import format_count, format_seconds, format_size
+from lading.tables import format_table
 
 Role: TypeAlias = Literal["encode", "denoise", "decode", "train"]
 """What a phase is for: prompts and pictures to numbers, noise to latents, latents to pixels, a step of training."""
@@ -116,6 +117,7 @@ class Plan:
         rates: that seconds are predicted with.
         rates_source: where they come from: "measured", "given" or "assumed".
         advice: one line for each small change that would buy much.
+        untraced: components whose calls nobody knows, so that only their weights are planned.
         training: None for a run that draws.
     """
 
@@ -134,6 +136,7 @@ class Plan:
     rates: Rates
     rates_source: str
     advice: tuple[str, ...] = ()
+    untraced: tuple[str, ...] = ()
     training: TrainingPlan | None = None
 
     @property
@@ -195,3 +198,68 @@ class Plan:
             "latent": dict(self.latent.sizes),
             "tokens": self.latent.tokens,
         }
+
+    def __str__(self) -> str:
+        parts = [self._heading(), self._sizes(), self._component_table(), self._phase_table(), self._time()]
+        return "\n\n".join([*parts, *(["\n".join(self.advice)] if self.advice else [])])
+
+    def _heading(self) -> str:
+        pipeline = f"  {self.pipeline_class}" if self.pipeline_class else ""
+        if self.memory_limit is None:
+            limit = f"no limit: {format_size(self.peak_bytes)} at the peak"
+        else:
+            beside = f" and {format_size(self.host_memory_limit)} of host memory" if self.host_memory_limit else ""
+            limit = f"in {format_size(self.memory_limit)}{beside}: {'fits' if self.fits else 'does not fit'}"
+        return f"{self.model}{pipeline}\non {self.device} {limit}; the least is {format_size(self.minimum_memory)}"
+
+    def _sizes(self) -> str:
+        tokens = f"{self.latent.tokens} tokens, {self.prompt_tokens} of the prompt"
+        return f"{self.pixels}\n{self.latent}  {tokens}"
+
+    def _component_table(self) -> str:
+        total = sum(component.nbytes for component in self.components)
+        rows = [
+            (one.name, one.model_class, format_count(one.parameters), format_size(one.nbytes), one.dtype)
+            for one in self.components
+        ]
+        rows.append(("", "", format_count(sum(one.parameters for one in self.components)), format_size(total), ""))
+        return format_table(("component", "class", "parameters", "bytes", "dtype"), rows, {"parameters", "bytes"})
+
+    def _phase_table(self) -> str:
+        names = ("resident", "slots", "streamed", "activations", "other", "peak")
+        rows = []
+        for phase in self.phases:
+            sizes = (
+                phase.resident_bytes,
+                phase.slot_bytes,
+                phase.streamed_bytes,
+                phase.activation_bytes,
+                phase.other_bytes,
+                phase.peak_bytes,
+            )
+            rows.append(
+                (
+                    phase.component if phase.entry == "forward" else f"{phase.component}.{phase.entry}",
+                    str(phase.calls),
+                    format_count(phase.flops, "G"),
+                    *(format_size(size) if size else "-" for size in sizes),
+                    format_seconds(phase.first_seconds),
+                    format_seconds(phase.call_seconds) if phase.calls > 1 else "-",
+                )
+            )
+        columns = ("phase", "calls", "FLOPs", *names, "first call", "others")
+        table = format_table(columns, rows, set(columns[1:]))
+        missing = f"\nnot planned, as nobody knows its calls: {', '.join(self.untraced)}" if self.untraced else ""
+        return table + missing
+
+    def _time(self) -> str:
+        rates = self.rates
+        copies = f", copies {format_size(round(rates.copy))}/s" if self.device != "cpu" else ""
+        source = {
+            "assumed": "; assumed: `lading plan --calibrate` measures",
+            "given": "; as given",
+            "measured": "; as measured here",
+        }[self.rates_source]
+        step, whole = format_seconds(self.seconds_per_step), format_seconds(self.seconds)
+        speed = f"disk {format_size(round(rates.read))}/s{copies}, compute {format_count(rates.compute, 'G')}FLOPS"
+        return f"{step} a step, {self.steps} steps, {whole} in all\n({speed}{source})"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lading.sizes import format_size
+from lading.tables import format_table
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,4 @@ COLUMNS = ("component", "loader", "class", "files", "tensors", "bytes", "dtype",
 
 def format_records(records: Iterable[LoadRecord]) -> str:
     """Write records as a table of aligned columns."""
-    rows = [COLUMNS, *(record.cells() for record in records)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    numeric = {COLUMNS.index(name) for name in ("tensors", "bytes", "ms")}
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column in numeric else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return format_table(COLUMNS, [record.cells() for record in records], {"tensors", "bytes", "ms"})

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import median
 
 MAX_SLOTS = 4
 BOUNCES = 2
 """Units that are on their way from the disk to a device at a time: one is read while the other is copied."""
 _SHARES = 96
+_LARGE = 2
+"""Times the usual unit: larger ones, such as embeddings, stay in some candidates, as every slot takes their size."""
 _ROUNDING = 1e-9
 """Of a call's time: where two placements differ by less, the one that streams less is better."""
 
@@ -189,9 +192,10 @@ def _candidates(work: Work) -> Iterator[Placement]:
     """Placements worth trying; `seconds` is a bound from below."""
     yield _placement(work, (), 1)
     seen: set[tuple[tuple[int, ...], int]] = set()
+    usual = [unit for unit in work.order if work.nbytes[unit] <= _LARGE * median(work.nbytes)]
     for number in range(1, _SHARES + 1):
         share = number / _SHARES
-        for streamed in (_spread(work, share), _suffix(work, share)):
+        for streamed in (_spread(work, work.order, share), _spread(work, usual, share), _suffix(work, share)):
             for slots in range(1, min(MAX_SLOTS, len(streamed)) + 1):
                 if streamed and (streamed, slots) not in seen:
                     seen.add((streamed, slots))
@@ -222,10 +226,10 @@ def _host(work: Work, placement: Placement, host_memory: int) -> Placement | Non
     return replace(placement, seconds=bound, hosted=frozenset(hosted), host_nbytes=nbytes)
 
 
-def _spread(work: Work, share: float) -> tuple[int, ...]:
-    """Units to stream: about this share of the bytes, spread evenly over the order."""
+def _spread(work: Work, units: Sequence[int], share: float) -> tuple[int, ...]:
+    """Units to stream: about this share of the bytes of these, spread evenly over the order."""
     streamed, debt = [], 0.0
-    for unit in work.order:
+    for unit in units:
         debt += work.nbytes[unit] * share
         if debt >= work.nbytes[unit] / 2:
             streamed.append(unit)

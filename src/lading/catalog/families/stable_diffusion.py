@@ -125,7 +125,7 @@ def _unet_inputs(config: Config, extent: Extent) -> Inputs:
     inputs: Inputs = {
         "sample": InputSpec((batch, config["in_channels"], extent.height // 8, extent.width // 8)),
         "timestep": InputSpec((batch,)),
-        "encoder_hidden_states": InputSpec((batch, 77, config["cross_attention_dim"])),
+        "encoder_hidden_states": InputSpec((batch, extent.tokens, config["cross_attention_dim"])),
     }
     if config.get("addition_embed_type") == "text_time":
         text = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
