@@ -71,8 +71,9 @@ def command(
     start = time.perf_counter()
     limits = {"memory_limit": memory_limit, "host_memory_limit": host_memory_limit}
     device = device or ("auto" if memory_limit is None and host_memory_limit is None else None)
-    with recorded_to(report, trace, model=model, **request.asked()) as watch:
-        pipeline = load_pipeline(folder, dtype, device, variant=variant, **limits)
+    options = {"torch_dtype": dtype, "device": device, "variant": variant, **limits}
+    with recorded_to(report, trace, folder, request, **options) as watch:
+        pipeline = load_pipeline(folder, **options)
         add_loras(pipeline, adapters)
         loaded = time.perf_counter()
         if not as_json:

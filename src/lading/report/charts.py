@@ -9,9 +9,9 @@ from html import escape
 from typing import Any
 
 from lading.report.intervals import merged
-from lading.report.run import CALL_TIME, PEAK, Comparison, Run, Series, Span, format_seconds
+from lading.report.run import CALL_TIME, PEAK, Comparison, Run, Series, Span
 from lading.report.trace_file import LANES
-from lading.sizes import format_size
+from lading.sizes import format_seconds, format_size
 
 PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#d6a91e", "#9d755d")
 """Told apart on light and on dark ground, and by most who see few colours."""

@@ -17,8 +17,8 @@ from lading.errors import LadingError
 from lading.report.charts import figures, predicted_step
 from lading.report.intervals import busy_seconds
 from lading.report.journey import journey
-from lading.report.run import PEAK, Comparison, Run, format_seconds
-from lading.sizes import format_size
+from lading.report.run import PEAK, Comparison, Run
+from lading.sizes import format_seconds, format_size
 from lading.writing import require_folder, whole_file
 
 _FOLDER = Path(__file__).with_name("page")

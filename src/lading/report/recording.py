@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from lading import events
 from lading.errors import LadingError
 from lading.events import Event
+from lading.loading.generation import Request
 from lading.loading.plans import Plan
 from lading.report.assembling import assemble
 from lading.report.page import check_report, write_page
@@ -21,6 +23,8 @@ from lading.report.subject import Subject
 from lading.report.trace_file import write_trace
 from lading.report.watching import Watcher
 from lading.writing import require_folder
+
+_log = logging.getLogger(__name__)
 
 
 class Recording:
@@ -140,10 +144,17 @@ def record(pipeline: Any = None, plan: Plan | None = None, **notes: Any) -> Iter
 
 
 @contextmanager
-def recorded_to(report: Path | None, trace: Path | None, **notes: Any) -> Iterator[Callable[[Any], None]]:
-    """Record what happens in a block, and write a report, a trace, or both when it has ended well.
+def recorded_to(
+    report: Path | None, trace: Path | None, folder: Path, request: Request, **options: Any
+) -> Iterator[Callable[[Any], None]]:
+    """Record how a request is drawn in a block, and write a report, a trace, or both when it has ended well.
 
-    Where neither is wanted, nothing is recorded.
+    Where neither is wanted, nothing is recorded. What is drawn is planned before, so that what was predicted stands
+    beside what is measured.
+
+    Args:
+        folder: of the pipeline.
+        options: of `load_pipeline`.
 
     Yields:
         What to call with the pipeline, once it is there.
@@ -158,9 +169,29 @@ def recorded_to(report: Path | None, trace: Path | None, **notes: Any) -> Iterat
         check_report(report)
     if trace is not None:
         require_folder(trace, "trace.json")
-    with record(**notes) as recording:
+    plan = _predicted(folder, request, options)
+    with record(None, plan, model=folder.name, **request.asked()) as recording:
         yield recording.watch
     if report is not None:
         recording.save_report(report)
     if trace is not None:
         recording.save_trace(trace)
+
+
+def _predicted(folder: Path, request: Request, options: Mapping[str, Any]) -> Plan | None:
+    """Return the plan of a request; None where it cannot be planned, which is no reason not to draw."""
+    from lading.loading.planning import plan
+
+    asked = {
+        "height": request.height,
+        "width": request.width,
+        "num_frames": request.num_frames,
+        "steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "negative_prompt": request.negative_prompt,
+    }
+    try:
+        return plan(folder, **asked, **options, require_fit=False)
+    except LadingError as error:
+        _log.info("%s: not planned: %s", folder, error)
+        return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TypeAlias
 
-from lading.sizes import format_size
+from lading.sizes import format_seconds, format_size
 
 PEAK = "peak memory"
 STREAMED = "streamed in a call"
@@ -280,16 +280,3 @@ class Run:
             words.append(f"{format_seconds(self.seconds_per_step)} a step, {count} step{'s' if count > 1 else ''}")
         words.append(f"{format_seconds(self.seconds)} in all")
         return words
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a duration with three digits.
-
-    >>> format_seconds(0.0213), format_seconds(4.2), format_seconds(754)
-    ('21.3 ms', '4.20 s', '12 min 34 s')
-    """
-    if seconds >= 119.5:
-        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
-    value, unit = (seconds, "s") if seconds >= 0.9995 else (1000 * seconds, "ms")
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f} {unit}"
