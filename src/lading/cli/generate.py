@@ -68,11 +68,11 @@ def command(
     adapters = [parse_lora(lora) for lora in loras]
     folder = model_folder(model, None, revision, variant)
     latent = latent_of(folder, request)
-    start = time.perf_counter()
     limits = {"memory_limit": memory_limit, "host_memory_limit": host_memory_limit}
     device = device or ("auto" if memory_limit is None and host_memory_limit is None else None)
     options = {"torch_dtype": dtype, "device": device, "variant": variant, **limits}
     with recorded_to(report, trace, folder, request, **options) as watch:
+        start = time.perf_counter()
         pipeline = load_pipeline(folder, **options)
         add_loras(pipeline, adapters)
         loaded = time.perf_counter()
@@ -84,8 +84,8 @@ def command(
         watch(pipeline)
         with Steps("drawing", quiet=as_json) as drawing:
             frames = draw(pipeline, request, drawing.advance)
-    save_frames(frames, out)
-    drawn = time.perf_counter()
+        save_frames(frames, out)
+        drawn = time.perf_counter()
     if as_json:
         result = {
             "out": str(out),
