@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         load_components,
         load_model,
         load_pipeline,
+        plan,
         skip_model_initialization,
     )
     from lading.memory import (
@@ -63,6 +64,7 @@ _HOMES = {
         "load_components",
         "load_model",
         "load_pipeline",
+        "plan",
         "skip_model_initialization",
     ),
     "lading.memory": (
@@ -112,6 +114,7 @@ __all__ = [
     "manage",
     "manager_of",
     "open_checkpoint",
+    "plan",
     "record",
     "register_architecture",
     "shipped_model",

@@ -110,7 +110,7 @@ def parse_compute(rate: float | str) -> float:
         re.fullmatch(r"(?i)\s*(\d+(?:\.\d+)?)\s*([kmgtp])?\s*flops?(?:/s)?\s*", rate) if isinstance(rate, str) else None
     )
     if match is not None:
-        found = float(match[1]) * 1000 ** (_PREFIXES.index(match[2].lower()) + 1 if match[2] else 0)
+        found = float(match[1]) * 1000.0 ** (_PREFIXES.index(match[2].lower()) + 1 if match[2] else 0)
     else:
         found = float(rate) if isinstance(rate, int | float) else 0.0
     if found <= 0:

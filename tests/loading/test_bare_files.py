@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
+from transformers import CLIPTextModel
 
 from lading import (
+    CheckpointError,
     ComponentError,
     IdentificationError,
     LadingError,
@@ -24,150 +26,10 @@ from lading import (
     manager_of,
 )
 from lading.catalog import Extent, InputSpec, find_architecture
-from lading.catalog.construction import build_on_meta, model_class, network_shapes
+from lading.catalog.construction import model_class
+from tests.loading.networks import CASES, CLIP, VAE, Case, in_layout, random_weights, write
 
 EXTENT = Extent(height=64, width=64, num_frames=5, tokens=8)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network in a file.
-
-    Attributes:
-        layout: of the file.
-        prefix: before every name in it.
-    """
-
-    family: str
-    name: str
-    layout: str
-    config: dict[str, Any]
-    prefix: str = ""
-    suffix: str = ".safetensors"
-
-
-CLIP = {
-    "vocab_size": 64,
-    "hidden_size": 128,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 16,
-}
-T5 = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "num_heads": 4, "num_layers": 2, "d_ff": 64} | {
-    "feed_forward_proj": "gated-gelu"
-}
-UNET = {
-    "block_out_channels": (32, 64),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "cross_attention_dim": 32,
-    "attention_head_dim": 8,
-}
-VAE = {
-    "block_out_channels": (32, 64),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "layers_per_block": 1,
-}
-WAN = {"num_attention_heads": 1, "attention_head_dim": 128, "in_channels": 4, "out_channels": 4} | {
-    "text_dim": 16,
-    "freq_dim": 16,
-    "ffn_dim": 64,
-    "num_layers": 2,
-}
-Z_IMAGE = {"dim": 32, "n_heads": 2, "n_kv_heads": 2, "n_layers": 2, "cap_feat_dim": 8, "axes_dims": [4, 6, 6]} | {
-    "in_channels": 4
-}
-QWEN_TEXT = {
-    "vocab_size": 64,
-    "hidden_size": 256,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-CASES = {
-    "FLUX.1": Case(
-        "flux",
-        "diffusers.FluxTransformer2DModel",
-        "original",
-        {"num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
-        | {"in_channels": 8, "joint_attention_dim": 16, "pooled_projection_dim": 8, "axes_dims_rope": (4, 6, 6)},
-    ),
-    "Wan": Case("wan", "diffusers.WanTransformer3DModel", "original", WAN),
-    "Wan as .pth": Case("wan", "diffusers.WanTransformer3DModel", "original", WAN, suffix=".pth"),
-    "Z-Image with a prefix": Case(
-        "z_image", "diffusers.ZImageTransformer2DModel", "original", Z_IMAGE, "model.diffusion_model."
-    ),
-    "Qwen-Image with a prefix": Case(
-        "qwen_image",
-        "diffusers.QwenImageTransformer2DModel",
-        "diffusers",
-        {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "in_channels": 16, "out_channels": 4}
-        | {"joint_attention_dim": 16, "axes_dims_rope": (4, 6, 6)},
-        "model.diffusion_model.",
-    ),
-    "SD3": Case(
-        "sd3",
-        "diffusers.SD3Transformer2DModel",
-        "original",
-        {"patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_attention_heads": 1}
-        | {"attention_head_dim": 64, "caption_projection_dim": 64, "joint_attention_dim": 16}
-        | {"pooled_projection_dim": 8, "pos_embed_max_size": 8, "sample_size": 8, "qk_norm": "rms_norm"},
-        "model.diffusion_model.",
-    ),
-    "UNet": Case("stable_diffusion", "diffusers.UNet2DConditionModel", "original", UNET, "model.diffusion_model."),
-    "ae": Case("autoencoder_kl", "diffusers.AutoencoderKL", "original", {**VAE, "latent_channels": 16}),
-    "T5": Case("t5", "transformers.T5EncoderModel", "hub", T5),
-    "UMT5 as .pth": Case("t5", "transformers.UMT5EncoderModel", "original", T5, suffix=".pth"),
-    "CLIP": Case("clip", "transformers.CLIPTextModel", "hub (text_model. prefix)", CLIP),
-    "OpenCLIP": Case(
-        "clip",
-        "transformers.CLIPTextModelWithProjection",
-        "original",
-        {**CLIP, "projection_dim": 128},
-        "conditioner.embedders.1.model.",
-    ),
-    "Qwen2.5-VL": Case(
-        "qwen",
-        "transformers.Qwen2_5_VLForConditionalGeneration",
-        "hub (before transformers 4.52)",
-        {
-            "text_config": {**QWEN_TEXT, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
-            "vision_config": {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
-            | {"out_hidden_size": 256, "patch_size": 14, "fullatt_block_indexes": [0]},
-            "tie_word_embeddings": False,
-        },
-    ),
-}
-
-
-def write(folder: Path, case: Case, dtype: torch.dtype = torch.float32) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A network of random weights in the layout of a case: the file, and the weights in the network's own names."""
-    network = network_shapes(build_on_meta(case.name, case.config))
-    generator = torch.Generator().manual_seed(2)
-    tensors = {name: torch.randn(shape, generator=generator).to(dtype) / 8 for name, shape in network.shapes.items()}
-    twins = {name: group[0] for name, group in network.tied.items() if name != group[0]}
-    file = folder / f"model{case.suffix}"
-    save(file, in_layout(case, {name: tensor for name, tensor in tensors.items() if name not in twins}))
-    return file, {**tensors, **{name: tensors[first] for name, first in twins.items()}}
-
-
-def in_layout(case: Case, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A network's weights as a file of this layout holds them."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    key_map = find_architecture(case.family, case.name).key_map(case.layout, shapes)
-    stored = tensors.items() if key_map is None else key_map.inverse.tensors(tensors)
-    return {case.prefix + name: tensor.clone().contiguous() for name, tensor in stored}
-
-
-def save(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    if file.suffix == ".safetensors":
-        save_file(tensors, file)
-    else:
-        torch.save(tensors, file)
 
 
 def run(case: Case, network: Any) -> list[torch.Tensor]:
@@ -175,12 +37,13 @@ def run(case: Case, network: Any) -> list[torch.Tensor]:
     make = find_architecture(case.family, case.name).example_inputs
     assert make is not None
     generator = torch.Generator().manual_seed(3)
+    kind = next(network.parameters()).dtype
 
     def fill(tree: Any) -> Any:
         if isinstance(tree, InputSpec):
             dtype = getattr(torch, tree.dtype)
             if dtype.is_floating_point:
-                return torch.randn(tree.shape, generator=generator).to(network.dtype)
+                return torch.randn(tree.shape, generator=generator).to(kind)
             return torch.ones(tree.shape, dtype=dtype)
         if isinstance(tree, dict):
             return {key: fill(value) for key, value in tree.items()}
@@ -188,9 +51,11 @@ def run(case: Case, network: Any) -> list[torch.Tensor]:
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a library's forward thinks of its own arguments
-        known = dict(network.config) if isinstance(network.config, Mapping) else {}  # transformers' is an object
+        config = getattr(network, "config", None)
+        known = dict(config) if isinstance(config, Mapping) else {}  # transformers' is an object
         output = network(**fill(make({**case.config, **known}, EXTENT)))
     values = output.to_tuple() if hasattr(output, "to_tuple") else output
+    values = (values,) if isinstance(values, torch.Tensor) else values
     found = [value for value in values if isinstance(value, torch.Tensor)]
     return found or list(values[0])
 
@@ -247,10 +112,8 @@ def single_file(tmp_path: Path) -> tuple[Path, dict[str, dict[str, torch.Tensor]
         "text_encoder_2": CASES["OpenCLIP"],
     }
     whole: dict[str, torch.Tensor] = {}
-    weights = {}
+    weights = {name: random_weights(case, torch.float16) for name, case in parts.items()}
     for name, case in parts.items():
-        shapes = network_shapes(build_on_meta(case.name, case.config)).shapes
-        weights[name] = {key: torch.randn(shape).half() for key, shape in shapes.items()}
         whole |= in_layout(case, weights[name])
     save_file(whole, tmp_path / "single.safetensors")
     return tmp_path / "single.safetensors", weights
@@ -265,7 +128,7 @@ def test_each_network_of_a_single_file_is_loaded_by_its_name(
             state = load_component(file, name, torch_dtype="float16", memory_limit=limit).state_dict()
             assert state.keys() == tensors.keys()
             assert all(torch.equal(state[key], tensors[key]) for key in tensors)
-    with pytest.raises(ComponentError, match="no component 'tokenizer': it holds unet"):
+    with pytest.raises(ComponentError, match=r"no component 'tokenizer': it holds .*unet"):
         load_component(file, "tokenizer")
 
 
@@ -291,3 +154,22 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
         load_model("unet", tmp_path / "mystery.safetensors")
     with pytest.raises(LadingError, match="a state_dict_converter needs the class"):
         load_model("auto", tmp_path / "mystery.safetensors", state_dict_converter=dict)
+
+
+def test_a_wrong_class_and_missing_tensors_are_named(tmp_path: Path) -> None:
+    case = CASES["T5"]
+    file, tensors = write(tmp_path, case)
+    with pytest.raises(IdentificationError, match=r"holds no diffusers.AutoencoderKL, but transformers.T5"):
+        load_model(AutoencoderKL, file)
+    absent = "encoder.block.1.layer.0.SelfAttention.q.weight"
+    save_file({name: tensor for name, tensor in in_layout(case, tensors).items() if name != absent}, file)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: .* missing \(1\): {re.escape(absent)}"):
+        load_model(model_class(case.name), file)
+
+
+def test_a_class_that_uses_less_than_the_file_holds_is_filled_from_it(tmp_path: Path) -> None:
+    case = Case("clip", "transformers.CLIPTextModelWithProjection", "hub", {**CLIP, "projection_dim": 128})
+    file, tensors = write(tmp_path, case)
+    state = load_model(CLIPTextModel, file, torch_dtype=None).state_dict()
+    assert len(state) == len(tensors) - 1
+    assert all(torch.equal(tensor, tensors[f"text_model.{name}"]) for name, tensor in state.items())

@@ -12,24 +12,28 @@ import torch
 from safetensors.torch import save_file
 
 from lading import CheckpointError, MemoryLimitError, load_model
-from lading.catalog.origin import Origin
+from lading.catalog.keymap import KeyMap, swap_halves
+from lading.catalog.origin import find_origins
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.reading import OpenFile
 from lading.devices.fake import FakeDevice
 from lading.memory.image import Weight
 from lading.memory.limits import Limits
-from lading.memory.management import Manager
+from lading.memory.management import Examples, Manager
 from tests.memory.odd import Odd
 
 TOKENS = torch.arange(10)
 
 
-def manage(file: Path, limits: Limits, dtype: torch.dtype = torch.float32) -> tuple[Any, Manager]:
+def manage(
+    file: Path, limits: Limits, dtype: torch.dtype = torch.float32, key_map: KeyMap | None = None
+) -> tuple[Any, Manager]:
     """A module whose weights stream to a device; its buffers are there."""
     checkpoint = open_checkpoint(file)
     with torch.device("meta"):
         module = Odd().to(dtype).eval()
-    weights = {name: Weight(Origin.of(checkpoint[name]), dtype) for name, _ in module.named_parameters()}
+    origins = find_origins(key_map, checkpoint)
+    weights = {name: Weight(origins[name], dtype) for name, _ in module.named_parameters()}
     resident = load_model(Odd, file, torch_dtype=dtype)
     for name, buffer in resident.named_buffers():
         setattr(module, name, buffer)
@@ -69,11 +73,26 @@ def test_a_module_of_which_nothing_must_stay_computes_too(tmp_path: Path) -> Non
     checkpoint, given = open_checkpoint(tmp_path / "model.safetensors"), torch.ones(1, 64)
     with torch.no_grad():
         expected = module(given)
-        weights = {name: Weight(Origin.of(checkpoint[name]), torch.float32) for name in checkpoint}
-        examples = {"forward": ((given,), {})}
+        weights = {name: Weight(origin, torch.float32) for name, origin in find_origins(None, checkpoint).items()}
+        examples: Examples = {"forward": ((given,), {})}
         manager = Manager(module, weights, checkpoint.inventories, Limits(100_000, 10**9, FakeDevice()), examples)
         assert torch.equal(module(given), expected)
     manager.release()
+
+
+def test_weights_of_several_stretches_arrive_whole(odd: Path) -> None:
+    key_map = KeyMap((swap_halves("blocks.{n}.weight", "blocks.{n}.weight"),))
+    resident: Any = load_model(Odd, odd, torch_dtype=None)
+    for block in resident.blocks:
+        block.weight.data = block.weight.data.roll(32, 0)
+    for limit in (minimum(odd) + 20_000, 200_000):
+        for host_memory in (100_000, 10**9):
+            module, manager = manage(odd, Limits(limit, host_memory, FakeDevice()), key_map=key_map)
+            with torch.no_grad():
+                for _ in range(3):
+                    assert torch.equal(module(TOKENS), resident(TOKENS))
+            assert torch.equal(module.state_dict()["blocks.3.weight"], resident.blocks[3].weight)
+            manager.release()
 
 
 def test_units_that_wait_in_host_memory_are_read_once(odd: Path) -> None:

@@ -115,10 +115,16 @@ class Component:
     Attributes:
         model_class: as in `Architecture`.
         published: the entry of that architecture's `published` that holds its config.
+        called: what files and prefixes call it, where the pipeline has several networks of its class.
+        identities: its weights that files leave out where they are identity matrices.
+        layers: so many of the first are used, where files hold more.
     """
 
     model_class: str
-    published: str
+    published: str = ""
+    called: tuple[str, ...] = ()
+    identities: tuple[str, ...] = ()
+    layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,11 +133,15 @@ class Repository:
 
     Attributes:
         pipeline_class: such as "diffusers.FluxPipeline".
-        components: the networks by the pipeline's names for them.
+        components: the networks by the pipeline's names for them, the denoiser first.
+        optional: those that it does without.
+        settings: what else its constructor is given.
     """
 
     pipeline_class: str
     components: Mapping[str, Component]
+    optional: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class Origin:
     """What one tensor of a network is made of.
 
     Attributes:
-        runs: stretches of files; without a change, the tensor's elements are theirs, one run after the other.
+        runs: stretches of files; without a change, the tensor's elements are theirs, one run after the other. None at
+            all make an identity matrix.
         shape: of the tensor.
         change: what makes the tensor of the runs, which are whole tensors then; None where nothing has to be computed.
         part: which of the change's results it is.
@@ -55,7 +56,7 @@ class Origin:
     @property
     def is_plain(self) -> bool:
         """Whether its bytes, row by row, are those of its runs."""
-        return self.change is None and all(run.stride is None for run in self.runs)
+        return bool(self.runs) and self.change is None and all(run.stride is None for run in self.runs)
 
 
 def find_origins(key_map: KeyMap | None, infos: Mapping[str, TensorInfo]) -> dict[str, Origin]:

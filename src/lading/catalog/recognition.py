@@ -60,10 +60,10 @@ def identify(path: CheckpointPath) -> Identification:
     return identify_checkpoint(open_checkpoint(path, complete=False))
 
 
-def identify_checkpoint(checkpoint: Checkpoint) -> Identification:
-    """Tell what an opened checkpoint is; see `identify`."""
+def identify_checkpoint(checkpoint: Checkpoint, model_class: str | None = None) -> Identification:
+    """Tell what an opened checkpoint is, or what it is as a network of one class; see `identify`."""
     shapes = {name: info.shape for name, info in checkpoint.items()}
-    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint))
+    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint), model_class)
     candidates, contradictions = _with_sibling_config(list(found.candidates), checkpoint)
     problems = [_missing_shards(checkpoint.missing)] if checkpoint.missing else []
     problems += [*found.problems, *contradictions, *_ambiguities(candidates)]
@@ -76,7 +76,7 @@ def identify_tensors(shapes: Mapping[str, Shape]) -> Identification:
     return replace(found, problems=(*found.problems, *_ambiguities(found.candidates)))
 
 
-def _identify(shapes: Mapping[str, Shape], digest: str, hints: str) -> Identification:
+def _identify(shapes: Mapping[str, Shape], digest: str, hints: str, model_class: str | None = None) -> Identification:
     problems = []
     known = known_models().get(digest)
     if known is not None and any("," in name or ":" in name for name in shapes):
@@ -88,7 +88,7 @@ def _identify(shapes: Mapping[str, Shape], digest: str, hints: str) -> Identific
     if content.lora is not None:
         problems.append(f"a LoRA in the {content.lora} dialect, no network: load it onto the one it was made for")
         return Identification((), digest, (), tuple(problems), known)
-    findings = _findings(content.whole)
+    findings = _findings(content.whole, model_class)
     candidates = _ranked([one for finding in findings for one in finding.candidates], known, hints)
     problems += [problem for finding in findings for problem in finding.problems]
     if candidates:
@@ -106,37 +106,38 @@ def _identify(shapes: Mapping[str, Shape], digest: str, hints: str) -> Identific
     return Identification((), digest, tuple(candidates), tuple(problems), known, nearest)
 
 
-def _findings(whole: Shapes) -> list[_Finding]:
+def _findings(whole: Shapes, model_class: str | None) -> list[_Finding]:
     """What is in the file; installed packages are asked where nothing that is known already fits."""
-    findings = _findings_in_parts(whole)
+    findings = _findings_in_parts(whole, model_class)
     if not any(finding.complete for finding in findings) and registry.load_entry_points():
-        return _findings_in_parts(whole)
+        return _findings_in_parts(whole, model_class)
     return findings
 
 
-def _findings_in_parts(whole: Shapes) -> list[_Finding]:
+def _findings_in_parts(whole: Shapes, model_class: str | None) -> list[_Finding]:
     """Look at the parts that the prefixes of usual repackagings make, then at the file as one network."""
     parts = divide(whole)
-    findings = [_look_at(part) for part in parts]
+    findings = [_look_at(part, model_class) for part in parts]
     if any(finding.complete for finding in findings) or not any(part.prefix for part in parts):
         return findings
-    first = _look_at(Part("", whole))
+    first = _look_at(Part("", whole), model_class)
     return [first] if first.candidates or not any(finding.candidates for finding in findings) else findings
 
 
-def _signatures() -> Iterator[Signature]:
-    yield from shipped_signatures()
-    yield from registry.registered_signatures()
+def _signatures(model_class: str | None) -> Iterator[Signature]:
+    for signature in (*shipped_signatures(), *registry.registered_signatures()):
+        if model_class in (None, signature.model_class):
+            yield signature
 
 
-def _look_at(part: Part) -> _Finding:
-    """Compare a part, with and without its wrapping prefixes, with all signatures."""
+def _look_at(part: Part, model_class: str | None) -> _Finding:
+    """Compare a part, with and without its wrapping prefixes, with all signatures, or with those of a class."""
     fits: list[Fit] = []
     partial: list[tuple[Fit, Part]] = []
     reasons: list[str] = []
     for view in unwrap(part):
         patterns = patterns_of(view.shapes)
-        these = [signature.fit(patterns) for signature in _signatures()]
+        these = [signature.fit(patterns) for signature in _signatures(model_class)]
         candidates: list[Candidate] = []
         problems: list[str] = []
         most = 0

@@ -19,6 +19,7 @@ _COMMANDS = {
     "generate": "draw a picture from a prompt",
     "hash": "print the md5 that names a checkpoint's set of tensors",
     "inspect": "show what a checkpoint holds",
+    "plan": "say what a run needs and how long it takes",
 }
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lading.loading.loaders import ComponentSpec, Loaded, LoadOptions, register_loader
     from lading.loading.model import load_model
     from lading.loading.pipeline import load_pipeline
+    from lading.loading.planning import plan
+    from lading.loading.plans import Plan
     from lading.loading.progress import show_progress
     from lading.loading.record import LoadRecord
 
@@ -25,6 +27,8 @@ __getattr__, __dir__ = lazy_names(
         "lading.loading.loaders": ("ComponentSpec", "LoadOptions", "Loaded", "register_loader"),
         "lading.loading.model": ("load_model",),
         "lading.loading.pipeline": ("load_pipeline",),
+        "lading.loading.planning": ("plan",),
+        "lading.loading.plans": ("Plan",),
         "lading.loading.progress": ("show_progress",),
         "lading.loading.record": ("LoadRecord",),
     },
@@ -36,11 +40,13 @@ __all__ = [
     "LoadOptions",
     "LoadRecord",
     "Loaded",
+    "Plan",
     "latent_format",
     "load_component",
     "load_components",
     "load_model",
     "load_pipeline",
+    "plan",
     "register_loader",
     "show_progress",
     "skip_model_initialization",

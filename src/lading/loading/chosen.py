@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lading.catalog import Candidate, identify_checkpoint
+from lading.catalog import Candidate, Identification, identify_checkpoint
 from lading.catalog.construction import model_class as class_named
 from lading.catalog.registry import find_architecture
 from lading.checkpoint import Checkpoint
-from lading.errors import LadingError
+from lading.errors import IdentificationError, LadingError
 from lading.loading.configs import read_config
 from lading.loading.network import is_diffusers_model, is_transformers_model
-from lading.loading.recognised import catalog_name, choose_candidate, merged_config, source_of
+from lading.loading.recognised import catalog_name, choose_candidate, merged_config, source_of, why_unknown
 from lading.loading.source import Source
 
 
@@ -76,8 +76,8 @@ def find_config(model_class: type, config: Any, checkpoint: Checkpoint) -> Any:
 def _of_class(model_class: type[torch.nn.Module], checkpoint: Checkpoint, config: Any, converts: bool) -> Chosen:
     known = find_config(model_class, config, checkpoint)
     name = None if converts else catalog_name(model_class)
-    found = identify_checkpoint(checkpoint) if name is not None else None
-    if found is None or not any(one.model_class == name for one in found.candidates):
+    found = _found_as(checkpoint, name) if name is not None else None
+    if found is None:
         return Chosen(model_class, known, checkpoint)
     candidate = choose_candidate(found, name, known is not None)
     if known is None:
@@ -86,6 +86,25 @@ def _of_class(model_class: type[torch.nn.Module], checkpoint: Checkpoint, config
     if candidate.layout == own and not candidate.prefix:
         return Chosen(model_class, known, checkpoint)
     return Chosen(model_class, known, checkpoint, source_of(checkpoint, candidate, found.candidates))
+
+
+def _found_as(checkpoint: Checkpoint, model_class: str) -> Identification | None:
+    """What a checkpoint is, where a network of a class is in it; None where nothing is recognised.
+
+    Raises:
+        IdentificationError: what is recognised is something else.
+    """
+    found = identify_checkpoint(checkpoint)
+    if any(one.model_class == model_class for one in found.candidates):
+        return found
+    others = [one for one in found.candidates if one.model_class is not None]
+    as_this = [one for one in identify_checkpoint(checkpoint, model_class).candidates if one.config]
+    if as_this:
+        prefixes = {one.prefix for one in as_this}
+        return replace(found, candidates=(*as_this, *(one for one in others if one.prefix not in prefixes)))
+    if others:
+        raise IdentificationError(f"{', '.join(map(str, checkpoint.files))}: {why_unknown(found, model_class)}")
+    return None
 
 
 def _read(config: Any) -> Any:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lading import events
 from lading.checkpoint.files import natural_key
 from lading.errors import ComponentError, LadingError
 from lading.hub import model_folder
-from lading.loading.bare_component import load_bare_component
-from lading.loading.configs import read_config, read_model_index
-from lading.loading.loaders import CONFIG_FILES, ComponentSpec, LoadOptions, find_loader, resolve_class
+from lading.loading.bare_component import BareNetwork, find_bare_network, load_bare_network
+from lading.loading.configs import class_from_config, read_model_index
+from lading.loading.loaders import ComponentSpec, Loaded, LoadOptions, find_loader, resolve_class
 from lading.loading.record import LoadRecord, format_records
 from lading.loading.streamed import limits_on
 
@@ -108,9 +108,10 @@ def load_component(
     if Path(model).is_file():
         if revision is not None or variant is not None:
             raise ComponentError(f"{os.fspath(model)}: a file has no revision and no variant: leave them out")
-        return load_bare_component(model, name, torch_dtype, device, limits)
+        network = find_bare_network(model, name)
+        return load_bare(network, LoadOptions(torch_dtype, device, None, limits))[0]
     folder = model_folder(model, [name], revision, variant, subfolder, token)
-    return _load(_spec(folder, name), LoadOptions(torch_dtype, device, variant, limits))[0]
+    return load_by_spec(find_spec(folder, name), LoadOptions(torch_dtype, device, variant, limits))[0]
 
 
 def load_components(
@@ -156,12 +157,14 @@ def load_components(
     jobs = [(spec, replace(options, limits=limits[str(options.device or "cpu")])) for spec, options in jobs]
     for spec, _ in jobs:
         resolve_class(spec)  # imports happen one after another; threads would wait for each other's
-    loaded: list[tuple[Any, LoadRecord]] = []
+    return load_side_by_side([partial(load_by_spec, spec, options) for spec, options in jobs])
+
+
+def load_side_by_side(jobs: Sequence[Callable[[], tuple[Any, LoadRecord]]]) -> Components:
+    """Load components in threads."""
     with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1) or 1) as pool:
-        for future in [pool.submit(_load, spec, options) for spec, options in jobs]:
-            loaded.append(future.result())
-    records = [record for _, record in loaded]
-    return Components({record.name: component for component, record in loaded}, records)
+        loaded = [future.result() for future in [pool.submit(job) for job in jobs]]
+    return Components({record.name: component for component, record in loaded}, [record for _, record in loaded])
 
 
 def _jobs(
@@ -169,24 +172,29 @@ def _jobs(
 ) -> list[tuple[ComponentSpec, LoadOptions]]:
     """Find each component's files, and pick its own out of options that are one for all or a mapping."""
     revision, variant = options["revision"], options["variant"]
-    usual = (_for_component(revision, "default"), _for_component(variant, "default"))
+    usual = (for_component(revision, "default"), for_component(variant, "default"))
     wanted = None if names is None else list(dict.fromkeys(names))
     folder = find(wanted, *usual)
     wanted = wanted if wanted is not None else list(read_model_index(folder))
     _require_known(wanted, options)
     jobs = []
     for name in wanted:
-        own = (_for_component(revision, name), _for_component(variant, name))
-        spec = _spec(folder if own == usual else find([name], *own), name)
+        own = (for_component(revision, name), for_component(variant, name))
+        spec = find_spec(folder if own == usual else find([name], *own), name)
         chosen = own[1] if isinstance(variant, Mapping) or _has_variant(spec.folder, own[1]) else None
-        dtype, device = (_for_component(options[option], name) for option in ("torch_dtype", "device"))
+        dtype, device = (for_component(options[option], name) for option in ("torch_dtype", "device"))
         jobs.append((spec, LoadOptions(dtype, device, chosen)))
     if isinstance(variant, str) and jobs and all(job.variant is None for _, job in jobs):
         raise ComponentError(f"{folder}: no component has weights of variant {variant!r}: leave it out")
     return jobs
 
 
-def _spec(folder: Path, name: str) -> ComponentSpec:
+def find_spec(folder: Path, name: str) -> ComponentSpec:
+    """Return what a pipeline's folder says of a component.
+
+    Raises:
+        ComponentError: it has none of this name, or not its files.
+    """
     if not name.isidentifier():
         raise ComponentError(f"{folder}: {name!r} is not the name of a component")
     place = folder / name
@@ -196,31 +204,13 @@ def _spec(folder: Path, name: str) -> ComponentSpec:
             raise ComponentError(f"{folder}: there is no component {name!r}: it has {', '.join(components)}")
         library, class_name = components[name]
     else:
-        library, class_name = _class_from_config(folder, name)
+        library, class_name = class_from_config(place) or _unknown_class(folder, name)
     if not place.is_dir():
         raise ComponentError(f"{place}: component {name!r} has no files: fetch this folder")
     return ComponentSpec(name, library, class_name, place)
 
 
-def _class_from_config(folder: Path, name: str) -> tuple[str, str]:
-    """Tell a component's class from its own config, in a folder without `model_index.json`."""
-    place = folder / name
-    for file in (place / config for config in CONFIG_FILES):
-        if not file.is_file():
-            continue
-        config = read_config(file)
-        if isinstance(config.get("_class_name"), str):
-            return "diffusers", config["_class_name"]
-        architectures = config.get("architectures")
-        for found in (
-            architectures[0] if isinstance(architectures, list) and architectures else None,
-            config.get("tokenizer_class"),
-            config.get("image_processor_type"),
-            config.get("feature_extractor_type"),
-            config.get("processor_class"),
-        ):
-            if isinstance(found, str):
-                return "transformers", found
+def _unknown_class(folder: Path, name: str) -> NoReturn:
     held = sorted((entry.name for entry in folder.iterdir() if entry.is_dir()), key=natural_key)
     raise ComponentError(
         f"{folder}: there is no model_index.json, and {name!r} has no config that names its class: "
@@ -228,11 +218,31 @@ def _class_from_config(folder: Path, name: str) -> tuple[str, str]:
     )
 
 
-def _load(spec: ComponentSpec, options: LoadOptions) -> tuple[Any, LoadRecord]:
-    start = time.perf_counter()
+def load_by_spec(spec: ComponentSpec, options: LoadOptions) -> tuple[Any, LoadRecord]:
+    """Load a component with the loader of its name."""
     label, loader = find_loader(spec.name)
+    return load_recorded(spec, label, lambda: loader(spec, resolve_class(spec), options))
+
+
+def load_bare(network: BareNetwork, options: LoadOptions) -> tuple[Any, LoadRecord]:
+    """Load a network of a bare file."""
+    library, _, class_name = str(network.candidate.model_class).rpartition(".")
+    spec = ComponentSpec(network.name, library, class_name, network.file.checkpoint.files[0])
+    return load_recorded(spec, "bare file", lambda: load_bare_network(network, options))
+
+
+def load_recorded(spec: ComponentSpec, label: str, load: Callable[[], Loaded]) -> tuple[Any, LoadRecord]:
+    """Load a component, and note how that went.
+
+    Args:
+        label: what the record calls the loader.
+
+    Raises:
+        ComponentError: it cannot be loaded, for whatever reason the library of its class gives.
+    """
+    start = time.perf_counter()
     try:
-        loaded = loader(spec, resolve_class(spec), options)
+        loaded = load()
     except LadingError:
         raise
     except Exception as error:
@@ -262,7 +272,8 @@ def weights_of(component: Any) -> tuple[int, int, str | None, str | None]:
     return len(tensors), sum(shares.values()), dtype, device
 
 
-def _for_component(value: T | Mapping[str, T | None] | None, name: str) -> T | None:
+def for_component(value: T | Mapping[str, T | None] | None, name: str) -> T | None:
+    """Return what an option is for a component, given one value for all or a mapping."""
     if isinstance(value, Mapping):
         return value.get(name, value.get("default"))
     return value

@@ -27,6 +27,54 @@ def read_config(file: Path) -> dict[str, Any]:
     return config
 
 
+CONFIG_FILES = (
+    "config.json",
+    "scheduler_config.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+"""What tells that a folder holds a component, and what the class is where no `model_index.json` says it."""
+
+
+def class_from_config(folder: Path) -> tuple[str, str] | None:
+    """Return the library and the class that a component's own config names; None where none does.
+
+    Raises:
+        ComponentError: a config cannot be read.
+    """
+    for file in (folder / config for config in CONFIG_FILES):
+        if not file.is_file():
+            continue
+        config = read_config(file)
+        if isinstance(config.get("_class_name"), str):
+            return "diffusers", config["_class_name"]
+        architectures = config.get("architectures")
+        for found in (
+            architectures[0] if isinstance(architectures, list) and architectures else None,
+            config.get("tokenizer_class"),
+            config.get("image_processor_type"),
+            config.get("feature_extractor_type"),
+            config.get("processor_class"),
+        ):
+            if isinstance(found, str):
+                return "transformers", found
+        if file.name == "tokenizer_config.json":
+            return "transformers", "AutoTokenizer"
+    return None
+
+
+def processor_class(folder: Path) -> str | None:
+    """Return the class of the processor in a folder, which stands in the configs of what it is made of.
+
+    Raises:
+        ComponentError: a config cannot be read.
+    """
+    files = (folder / name for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"))
+    found = (read_config(file).get("processor_class") for file in files if file.is_file())
+    return next((name for name in found if isinstance(name, str)), None)
+
+
 def read_model_index(folder: Path) -> dict[str, tuple[str, str]]:
     """Return the components that a pipeline folder names: name -> (library, class name).
 

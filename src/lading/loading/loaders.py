@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 
     from lading.memory.limits import Limits
 
-CONFIG_FILES = (
-    "config.json",
-    "scheduler_config.json",
-    "tokenizer_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
-"""What tells that a folder holds a component, and what the class is where no `model_index.json` says it."""
-
 
 @dataclass(frozen=True)
 class ComponentSpec:
@@ -130,6 +121,26 @@ def resolve_class(spec: ComponentSpec) -> type:
         raise ComponentError(
             f"{spec.folder}: component {spec.name!r} names {spec.qualified_class}, which the installed "
             f"{spec.library} {getattr(module, '__version__', '')} does not have: upgrade it, or correct the name"
+        )
+    return found
+
+
+def find_pipeline_class(name: object, source: object) -> Any:
+    """Return a pipeline class of diffusers.
+
+    Args:
+        source: where the name comes from, for the message.
+
+    Raises:
+        ComponentError: diffusers has no such class.
+    """
+    import diffusers
+
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise ComponentError(
+            f"{source}: names the pipeline {name!r}, which diffusers {diffusers.__version__} does not have: upgrade "
+            "diffusers, or load the components alone"
         )
     return found
 

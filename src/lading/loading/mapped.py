@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from lading.checkpoint.dtypes import DtypeOf, cast_tensor
+from lading.loading.collection import collection_put_off
 from lading.loading.network import (
     build_empty,
     fill,
@@ -24,6 +25,7 @@ from lading.memory.limits import Limits
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 
+@collection_put_off()
 def load_source(
     label: str,
     model_class: type[ModelT],

@@ -138,7 +138,7 @@ def plan(
     """
     wish = Wish(height, width, num_frames, batch_size, steps, guidance_scale, negative_prompt, prompt_tokens)
     limited = memory_limit is not None or host_memory_limit is not None
-    place = _place(device, limited, copy_rate is not None)
+    place = device_of(device, limited, copy_rate is not None)
     rates, source = rates_for(place, read_rate, copy_rate, compute)
     blueprint = read_blueprint(model, True, revision, variant, token)
     prepared = prepare(blueprint, wish, torch_dtype, place)
@@ -218,13 +218,19 @@ def rates_for(
         )
         if value is not None
     }
-    rates = replace(rates, **given)
+    rates = replace(
+        rates,
+        read=given.get("read", rates.read),
+        copy=given.get("copy", rates.copy),
+        compute=given.get("compute", rates.compute),
+    )
     if "compute" in given:
         rates = replace(rates, speeds=())  # they are another device's
     return rates, "given" if given else "measured" if measured else "assumed"
 
 
-def _place(device: str | torch.device | None, limited: bool, copies: bool) -> torch.device:
+def device_of(device: str | torch.device | None, limited: bool, copies: bool = False) -> torch.device:
+    """Return the device that a plan is for; see `plan`."""
     if device is None:
         return torch.device("cuda" if copies else "cpu" if limited else default_device())
     return torch.device(default_device() if device == "auto" else device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,9 +24,8 @@ _INSIGNIFICANT = re.compile(r"[^a-z0-9]+")
 def catalog_name(model_class: type[torch.nn.Module]) -> str | None:
     """Return the name by which the catalog knows a class, such as "diffusers.AutoencoderKL"; None if it does not."""
     known = {signature.model_class for signature in (*shipped_signatures(), *registered_signatures())}
-    module = model_class.__module__
-    names = (f"{module}.{model_class.__name__}", f"{module.partition('.')[0]}.{model_class.__name__}")
-    return next((name for name in names if name in known), None)
+    packages = accumulate(model_class.__module__.split("."), "{}.{}".format)
+    return next((name for package in packages if (name := f"{package}.{model_class.__name__}") in known), None)
 
 
 def choose_candidate(found: Identification, model_class: str | None = None, config_decides: bool = False) -> Candidate:
@@ -41,7 +41,7 @@ def choose_candidate(found: Identification, model_class: str | None = None, conf
     file = ", ".join(map(str, found.files))
     fitting = [one for one in found.candidates if one.model_class and model_class in (None, one.model_class)]
     if not fitting:
-        raise IdentificationError(f"{file}: {_one_line(found, model_class)}")
+        raise IdentificationError(f"{file}: {why_unknown(found, model_class)}")
     prefixes = dict.fromkeys(one.prefix for one in fitting)
     if len(prefixes) > 1:
         parts = ", ".join(f"{one.component} ({one.model_class}) under {one.prefix!r}" for one in fitting)
@@ -131,6 +131,14 @@ def merged_config(candidate: Candidate, config: Any) -> Any:
     return config
 
 
+def why_unknown(found: Identification, model_class: str | None = None) -> str:
+    """Say why a checkpoint is no network that can be loaded, or not one of a class."""
+    if model_class is not None and found.best is not None:
+        return f"holds no {model_class}, but {', '.join(str(one.model_class) for one in found.candidates)}"
+    reason = "; ".join(found.problems) or "not recognised"
+    return f"{reason}: give the class and its config, or see lading.identify(path).explain()"
+
+
 def _plain_text(text: str) -> str:
     return _INSIGNIFICANT.sub("", text.lower())
 
@@ -139,10 +147,3 @@ def _summary(candidate: Candidate) -> str:
     values = " ".join(f"{key}={candidate.config.get(key)!r}" for key in candidate.unverified)
     name = candidate.models[0] if candidate.models else candidate.layout
     return f"{candidate.model_class} as in {name}{f' ({values})' if values else ''}"
-
-
-def _one_line(found: Identification, model_class: str | None) -> str:
-    if model_class is not None and found.best is not None:
-        return f"holds no {model_class}, but {', '.join(str(one.model_class) for one in found.candidates)}"
-    reason = "; ".join(found.problems) or "not recognised"
-    return f"{reason}: give the class and its config, or see lading.identify(path).explain()"

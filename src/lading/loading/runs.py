@@ -171,7 +171,8 @@ def _tokens_of_clip(modules: Mapping[str, torch.nn.Module]) -> int | None:
     """What every text encoder of a pipeline takes, where all of them have learned positions."""
     configs = [getattr(module, "config", None) for name, module in modules.items() if name.startswith("text_encoder")]
     counts = [getattr(config, "max_position_embeddings", None) for config in configs]
-    return max(counts) if counts and all(isinstance(count, int) and count <= 256 for count in counts) else None
+    known = [count for count in counts if isinstance(count, int) and count <= 256]
+    return max(known) if known and len(known) == len(counts) else None
 
 
 def _near(size: int | None, latents: LatentFormat) -> int:

@@ -21,7 +21,7 @@ class Source:
     """What a network is filled from.
 
     Attributes:
-        origins: of its tensors, in the network's own names.
+        origins: of its tensors, in the network's own names; one without runs is an identity matrix.
     """
 
     checkpoint: Checkpoint
@@ -32,6 +32,15 @@ class Source:
         """Return a source whose tensors are stored as they are."""
         return cls(checkpoint, {name: Origin.of(info) for name, info in infos.items()})
 
+    def with_identities(self, shapes: Mapping[str, tuple[int, ...]]) -> Source:
+        """Return the source with identity matrices, which the files leave out."""
+        return replace(self, origins={**self.origins, **{name: Origin((), shape) for name, shape in shapes.items()}})
+
+    def without(self, names: Iterable[str]) -> Source:
+        """Return the source without some tensors."""
+        left_out = set(names)
+        return replace(self, origins={name: one for name, one in self.origins.items() if name not in left_out})
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, as they are stored."""
@@ -41,8 +50,9 @@ class Source:
         return ", ".join(str(file) for file in self.checkpoint.files)
 
     def stored_dtype(self, name: str) -> torch.dtype:
-        """Return the dtype that a tensor has without a cast."""
-        return reduce(torch.promote_types, {torch_dtype_of(run) for run in self.origins[name].runs})
+        """Return the dtype that a tensor has without a cast; identities have that of the first that is stored."""
+        runs = self.origins[name].runs or (next(run for run in self._runs(self.origins)),)
+        return reduce(torch.promote_types, {torch_dtype_of(run) for run in runs})
 
     def dtype(self, name: str, wanted: torch.dtype | None) -> torch.dtype:
         """Return the dtype that a tensor gets where a floating-point one is to be cast."""
@@ -109,7 +119,8 @@ class SourceMap(DiskMap):
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         origin, dtype = self._source.origins[name], self._source.dtype(name, dtype)
         try:
-            return assemble(origin, [self._readers[run.file].tensor(run, dtype) for run in origin.runs])
+            runs = [self._readers[run.file].tensor(run, dtype) for run in origin.runs]
+            return cast_tensor(assemble(origin, runs), dtype, "cpu")
         except CheckpointError as error:
             raise CheckpointError(f"{error} (it was read for {name})") from None
 
@@ -117,11 +128,14 @@ class SourceMap(DiskMap):
         """Return what a tensor is, and where the first of its runs lies."""
         origin = self._source.origins[name]
         dtype = str(self._source.stored_dtype(name)).removeprefix("torch.")
-        return replace(origin.runs[0], shape=origin.shape, dtype=dtype)
+        first = next(self._source._runs({name: origin} if origin.runs else self._source.origins))
+        return replace(first, shape=origin.shape, dtype=dtype)
 
 
 def assemble(origin: Origin, runs: list[torch.Tensor]) -> torch.Tensor:
     """Make a tensor of its runs; rows lie one after another in it, as they do in a network that was made so."""
+    if not runs:
+        return torch.eye(*origin.shape)
     if origin.change is not None:
         return origin.change.tensors(runs)[origin.part].contiguous()
     if len(runs) == 1:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from math import prod
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +32,9 @@ from lading.memory.outline import parameter_places
 from lading.memory.spool import Spool
 
 _log = logging.getLogger("lading.loading")
+
+_BATCH_BYTES = 64 << 20
+"""Of weights that are made of what is stored: so many are in memory while they are written."""
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
@@ -76,15 +81,17 @@ def load_streamed(
     if isinstance(source, Checkpoint):
         source = Source.of(source, named_as_the_network(model, source, rename))
     buffers = [name for name, _ in model.named_buffers() if name in source.origins]
-    weights, others = lay_out(model, source, dtype_of, source.read(dtype_of, names=buffers, use="once"))
-    spool = _rewritten(source, others, dtype_of)
-    try:
-        inventories = (*source.checkpoint.inventories, *spool.inventories)
-        manager = Manager(model, weights | spool.weights, inventories, limits, example_call(model))
-    except BaseException:
-        spool.remove()
-        raise
-    weakref.finalize(manager, spool.remove)
+    weights, rest = lay_out(model, source, dtype_of, source.read(dtype_of, names=buffers, use="once"))
+    with ExitStack() as undoing:
+        inventories = source.checkpoint.inventories
+        if rest:
+            spool = Spool()
+            undoing.callback(spool.remove)
+            _rewrite(source, rest, dtype_of, spool)
+            weights |= spool.weights
+            inventories = (*inventories, *spool.inventories)
+        manager = Manager(model, weights, inventories, limits, example_call(model))
+        weakref.finalize(manager, undoing.pop_all().close)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(manager.device)
     return model  # type: ignore[return-value] # build_empty built model_class
@@ -107,7 +114,7 @@ def lay_out(
     """
     dtypes = {name: source.dtype(name, dtype_of(name)) for name in source.origins}
     empty = {name: torch.empty(source.shape(name), dtype=dtypes[name], device="meta") for name in source.origins}
-    fill(model, empty | buffers, str(source))
+    fill(model, {**empty, **buffers}, str(source))
     model.eval()
     stored = {
         name: name if name in source.origins else next(twin for twin in _names(model, places) if twin in source.origins)
@@ -118,15 +125,18 @@ def lay_out(
     return weights, {name: own for name, own in stored.items() if name not in plain}
 
 
-def _rewritten(source: Source, names: Mapping[str, str], dtype_of: DtypeOf) -> Spool:
+def _rewrite(source: Source, names: Mapping[str, str], dtype_of: DtypeOf, spool: Spool) -> None:
     """Write weights as they lie in memory: parameter name -> the name of its tensor in the source."""
-    spool = Spool()
-    for name, own in names.items():
-        _log.info("%s: %s is not made of rows of the file: it is written to %s once", source, name, spool.folder)
-        tensor = source.read(dtype_of, names=[own], use="once")[own]
-        for _ in spool.take({name: tensor}):
-            pass  # what is given back is on the disk
-    return spool
+    _log.info("%s: not made of rows of the file, and written to %s: %s", source, spool.folder, ", ".join(names))
+    batch: dict[str, str] = {}
+    for number, (name, own) in enumerate(names.items(), 1):
+        batch[name] = own
+        nbytes = sum(prod(source.shape(one)) * source.stored_dtype(one).itemsize for one in batch.values())
+        if nbytes >= _BATCH_BYTES or number == len(names):
+            tensors = source.read(dtype_of, names=set(batch.values()), use="once")
+            for _ in spool.take({name: tensors[own] for name, own in batch.items()}):
+                pass  # what is given back is on the disk
+            batch.clear()
 
 
 def _names(model: torch.nn.Module, places: list[tuple[torch.nn.Module, str]]) -> list[str]:

@@ -135,8 +135,8 @@ def general_kernels(dtype: torch.dtype, device: torch.device) -> list[Kernel]:
         (8, 80, 1024, 1024),
         (8, 40, 4096, 77),
     ):
-        shapes = (1, heads, tokens, width), (1, heads, keys, width), (1, heads, keys, width)
-        add(torch.nn.functional.scaled_dot_product_attention, *shapes)
+        asked, known = (1, heads, tokens, width), (1, heads, keys, width)
+        add(torch.nn.functional.scaled_dot_product_attention, asked, known, known)
     for rows in (16, 512, 8192):
         plain = (1, rows, 3072)
         for one in (torch.nn.SiLU(), torch.nn.GELU(), torch.nn.GELU("tanh"), torch.tanh, torch.clone, torch.neg):
@@ -159,7 +159,7 @@ def kernels_of(
 ) -> list[Kernel]:
     """Return the kernels of a call, each once, those that most of its time may go to first; see `trace`."""
     recorder = _Recorder()
-    trace(module, args, kwargs, entry, device, recorder)
+    trace(module, args, kwargs, entry, device, recorder=recorder)
     guess = Rates()
     return sorted(
         recorder.kernels.values(),

@@ -3,7 +3,7 @@ computes. What streams and what only predicts both plan with this. No memory, no
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -74,14 +74,14 @@ class Outline:
 
     def order(self, trace: Trace) -> tuple[int, ...]:
         """Return the units that a call visits, one after another."""
-        return visits([call.leaf for call in trace.calls], self.units)
+        return visits([call.leaf for call in trace.all_calls], self.units)
 
     def work(self, trace: Trace | None, rates: Rates) -> Work:
         """Return what a call asks of the planner; without a trace, every unit once."""
         order = (self.order(trace) if trace is not None else ()) or tuple(range(len(self.units)))
-        seconds = Counter[str]()
+        seconds = defaultdict[str, float](float)
         if trace is not None:
-            for call in trace.calls:
+            for call in trace.all_calls:
                 seconds[call.leaf] += rates.call_seconds(call)
         whole = [
             sum(max(seconds[leaf.name], rates.seconds(0, leaf.nbytes)) for leaf in unit.leaves) for unit in self.units

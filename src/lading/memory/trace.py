@@ -1,8 +1,8 @@
 """What a module does with its weights: which leaf runs when, how much it computes, and what its activations take.
 
-One forward with fake tensors (shapes, dtypes and devices, no data) tells it, in a second and without memory. A *leaf*
-is a module that owns parameters and calls no other module that does; parameters that are used in any other way than by
-their leaf are *fixed*: they have to be there all the time.
+One forward with fake tensors (shapes, dtypes and devices, no data), and one backward where gradients are wanted, tell
+it, in a second and without memory. A *leaf* is a module that owns parameters and calls no other module that does;
+parameters that are used in any other way than by their leaf are *fixed*: they have to be there all the time.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ _ON_THE_LEFT = {
 """Products of matrices -> which argument is on the left side."""
 _LOOKUPS = {torch.ops.aten.embedding, torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather}
 """Operators that read as much as they write, of whatever there is."""
+_QUESTIONS = {
+    getattr(torch.Tensor, name).__get__
+    for name in ("dtype", "device", "shape", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "requires_grad")
+} | {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.stride, torch.Tensor.is_floating_point}
+"""What is asked of a tensor without its values: to ask a parameter outside its leaf does not hold it in memory."""
 _FREE = {"device", "_unsafe_view", "_reshape_alias", "empty", "empty_like", "new_empty", "empty_strided", "sym_size"}
 
 
@@ -89,13 +94,21 @@ class Trace:
 
     Attributes:
         calls: the leaves in the order in which they run; a leaf may run twice.
-        activation_bytes: the most that inputs, intermediate tensors and workspaces take at a time.
+        activation_bytes: the most that inputs, intermediate tensors and workspaces take at a time; with a backward
+            pass also what is saved for it, and the gradients.
         fixed: names of parameters that are used outside their leaf, or by modules that call others.
+        backward: the leaves in the order in which the backward pass needs them, those that it computes again included.
     """
 
     calls: tuple[Call, ...]
     activation_bytes: int
     fixed: frozenset[str]
+    backward: tuple[Call, ...] = ()
+
+    @property
+    def all_calls(self) -> tuple[Call, ...]:
+        """There and back."""
+        return self.calls + self.backward
 
 
 def trace(
@@ -104,14 +117,16 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     entry: str = "forward",
     device: torch.device | str = "cpu",
+    backward: bool = False,
     recorder: TorchDispatchMode | None = None,
 ) -> Trace:
     """Run a module on fake tensors and note what it does; neither its weights nor its inputs need data.
 
     Args:
-        args: tensors of any device, the meta device included; only shapes, dtypes and places count.
+        args: tensors of any device, the meta device included; only shapes, dtypes, places and `requires_grad` count.
         entry: the method to call.
         device: where the module computes; it need not be there.
+        backward: go back from the outputs too.
         recorder: is shown every operator too.
 
     Raises:
@@ -123,8 +138,11 @@ def trace(
     place = torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
+        needs_gradient = backward and tensor.requires_grad
         with mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=place)
+            return torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=place, requires_grad=needs_gradient
+            )
 
     state: dict[str, torch.Tensor] = {}
     twins: dict[int, torch.Tensor] = {}
@@ -139,14 +157,17 @@ def trace(
     observer = _Observer(module, state, device.type)
     _state.tracing = True
     try:
-        with torch.no_grad(), mode, observer.watching(), observer, recorder or nullcontext():
+        with torch.set_grad_enabled(backward), mode, observer.watching(), observer, recorder or nullcontext():
             observer.admit(tree_iter(inputs))
-            _call(module, state, entry, *inputs)
+            run = _Run(module, entry, observer.turn if backward else None)
+            torch.func.functional_call(
+                run, {f"module.{name}": tensor for name, tensor in state.items()}, *inputs, tie_weights=False
+            )
     except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
         raise LadingError(f"{type(module).__name__} cannot be traced with these inputs: {error}") from error
     finally:
         _state.tracing = False
-    return Trace(tuple(observer.calls()), observer.peak, frozenset(observer.fixed))
+    return Trace(observer.calls(), observer.peak, frozenset(observer.fixed), observer.calls(backward=True))
 
 
 def _twin(module: torch.nn.Module) -> torch.nn.Module:
@@ -155,7 +176,7 @@ def _twin(module: torch.nn.Module) -> torch.nn.Module:
     Rotary embeddings, for one, are cached by many networks, and a cached tensor without data would spoil real calls.
     """
     memo: dict[int, Any] = {
-        id(parameter): torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        id(parameter): torch.nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         for parameter in module.parameters()
     }
     memo |= {id(buffer): buffer for buffer in module.buffers()}
@@ -170,26 +191,25 @@ def _twin(module: torch.nn.Module) -> torch.nn.Module:
     return twin
 
 
-def _call(module: torch.nn.Module, state: dict[str, torch.Tensor], entry: str, args: Any, kwargs: Any) -> None:
-    if entry == "forward":
-        torch.func.functional_call(module, state, args, kwargs, tie_weights=False)
-        return
-    method = getattr(type(module), entry)
-    torch.func.functional_call(
-        _Method(module, method), {f"module.{name}": t for name, t in state.items()}, args, kwargs
-    )
+class _Run(torch.nn.Module):
+    """One call of a module's method, and the way back, as a module's forward: what is computed again runs inside.
 
+    Args:
+        turn: called where the backward pass begins; None for none.
+    """
 
-class _Method(torch.nn.Module):
-    """A method of a module as a module's forward."""
-
-    def __init__(self, module: torch.nn.Module, method: Callable[..., Any]) -> None:
+    def __init__(self, module: torch.nn.Module, entry: str, turn: Callable[[], None] | None) -> None:
         super().__init__()
         self.module = module
-        self.method = method
+        self._method = getattr(type(module), entry) if entry != "forward" else type(module).__call__
+        self._turn = turn
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.method(self.module, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        output = self._method(self.module, *args, **kwargs)
+        if self._turn is not None:
+            self._turn()
+            roots = [value for value in tree_iter(output) if isinstance(value, torch.Tensor) and value.requires_grad]
+            torch.autograd.backward(roots, [torch.empty_like(root) for root in roots])
 
 
 class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch types it not
@@ -211,14 +231,23 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
             self._names.setdefault(id(state[name]), []).append(name)
         self._weights = {_reference(tensor).cdata for tensor in state.values()}
         self._live: dict[int, tuple[Any, int]] = {}
-        self._stack: list[_Run] = []
-        self._runs: list[_Run] = []
+        self._stack: list[_Visit] = []
+        self._containers: set[torch.nn.Module] = set()
+        self._visits: list[_Visit] = []
+        self._turned: int | None = None
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self, backward: bool = False) -> tuple[Call, ...]:
         """The leaves' runs; what a container computes itself counts with the leaf that ran before it."""
-        for run in self._runs:
-            if run.is_leaf:
-                yield Call(run.name, sum(operation.flops for operation in run.operations), tuple(run.operations))
+        found = self._visits[self._turned or len(self._visits) :] if backward else self._visits[: self._turned]
+        return tuple(
+            Call(visit.name, sum(operation.flops for operation in visit.operations), tuple(visit.operations))
+            for visit in found
+            if visit.part not in self._containers
+        )
+
+    def turn(self) -> None:
+        """From here on it goes back."""
+        self._turned = len(self._visits)
 
     def admit(self, tensors: Any) -> None:
         """Count tensors that are there before anything runs."""
@@ -237,7 +266,11 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
                 handles.append(
                     part.register_forward_pre_hook(lambda _, __, part=part, name=name: self._enter(part, name))
                 )
-                handles.append(part.register_forward_hook(lambda *_: self._leave(), always_call=True))
+                handles.append(
+                    part.register_forward_hook(
+                        lambda part, _, output, name=name: self._leave(part, name, output), always_call=True
+                    )
+                )
         try:
             with _ParameterUse(self._use):
                 yield
@@ -248,8 +281,8 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         workspace = _workspace_bytes(func, args, output, self._device)
-        if self._runs and not is_free(func):
-            self._runs[-1].operations.append(operation_of(func, args, kwargs or {}, output))
+        if self._visits and not is_free(func):
+            self._visits[-1].operations.append(operation_of(func, args, kwargs or {}, output))
         for tensor in tree_iter(output):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor)
@@ -258,17 +291,20 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
 
     def _enter(self, part: torch.nn.Module, name: str) -> None:
         if self._stack:
-            self._stack[-1].is_leaf = False
+            self._containers.add(self._stack[-1].part)
             self._fix_own(self._stack[-1].part)
-        self._stack.append(_Run(part, name))
-        self._runs.append(self._stack[-1])
+        self._stack.append(_Visit(part, name))
+        self._visits.append(self._stack[-1])
 
-    def _leave(self) -> None:
+    def _leave(self, part: torch.nn.Module, name: str, output: Any) -> None:
         self._stack.pop()
+        for tensor in tree_iter(output):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                tensor.register_hook(lambda _: self._visits.append(_Visit(part, name)))  # type: ignore[no-untyped-call] # torch types it not
 
     def _use(self, tensor: torch.Tensor) -> None:
         names = self._names.get(id(tensor), ())
-        running = {id(run.part) for run in self._stack}
+        running = {id(visit.part) for visit in self._stack}
         if names and not any(id(self._owners[name]) in running for name in names):
             self.fixed.update(names)
 
@@ -287,11 +323,10 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
 
 
 @dataclass
-class _Run:
+class _Visit:
     part: torch.nn.Module
     name: str
     operations: list[Operation] = field(default_factory=list)
-    is_leaf: bool = True
 
 
 class _ParameterUse(TorchFunctionMode):
@@ -302,6 +337,8 @@ class _ParameterUse(TorchFunctionMode):
         self._use = use
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _QUESTIONS:
+            return func(*args, **(kwargs or {}))
         for value in tree_iter((args, kwargs or {})):
             if isinstance(value, FakeTensor):
                 self._use(value)

@@ -17,8 +17,8 @@ from lading.hub import shipped_model
 from lading.hub.snapshot import SHIPPED
 from lading.latents import LatentFormat
 from lading.loading.blueprint import Blueprint, Place, read_blueprint
-from lading.loading.configs import read_config, read_index
-from lading.loading.loaders import CONFIG_FILES, find_loader
+from lading.loading.configs import CONFIG_FILES, read_config, read_index
+from lading.loading.loaders import find_loader
 from lading.report.stages import Extent, Stage, stages
 from lading.sizes import format_size
 

@@ -182,7 +182,7 @@ def _predicted(folder: Path, request: Request, options: Mapping[str, Any]) -> Pl
     """Return the plan of a request; None where it cannot be planned, which is no reason not to draw."""
     from lading.loading.planning import plan
 
-    asked = {
+    asked: dict[str, Any] = {
         "height": request.height,
         "width": request.width,
         "num_frames": request.num_frames,

@@ -61,7 +61,9 @@ def _text(shapes: Shapes) -> dict[str, Any]:
 
 
 def _text_with_projection(shapes: Shapes) -> dict[str, Any]:
-    return {**_text(shapes.under("text_model.")), "projection_dim": shapes.size("text_projection.weight")}
+    text, projection = _text(shapes.under("text_model.")), "text_projection.weight"
+    width = shapes.size(projection) if shapes.has(projection) else text["hidden_size"]  # SD3's file leaves it out
+    return {**text, "projection_dim": width}
 
 
 def _vision(shapes: Shapes) -> dict[str, Any]:

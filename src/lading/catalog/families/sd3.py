@@ -134,11 +134,11 @@ def _repository(name: str) -> Repository:
     parts = {
         "transformer": Component("diffusers.SD3Transformer2DModel", name),
         "vae": Component("diffusers.AutoencoderKL", large),
-        "text_encoder": Component(projected, large),
-        "text_encoder_2": Component(projected, "stabilityai/stable-diffusion-xl-base-1.0"),
+        "text_encoder": Component(projected, large, ("clip_l",), ("text_projection.weight",)),
+        "text_encoder_2": Component(projected, "stabilityai/stable-diffusion-xl-base-1.0", ("clip_g",)),
         "text_encoder_3": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
     }
-    return Repository("diffusers.StableDiffusion3Pipeline", parts)
+    return Repository("diffusers.StableDiffusion3Pipeline", parts, optional=("text_encoder_3",))
 
 
 FAMILY = Family(

@@ -256,7 +256,7 @@ FAMILY = Family(
             {
                 "unet": Component("diffusers.UNet2DConditionModel", "stabilityai/stable-diffusion-2-1"),
                 "vae": Component("diffusers.AutoencoderKL", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-                "text_encoder": Component("transformers.CLIPTextModel", "stabilityai/stable-diffusion-2-1"),
+                "text_encoder": Component("transformers.CLIPTextModel", "stabilityai/stable-diffusion-2-1", layers=23),
             },
         ),
         "stabilityai/stable-diffusion-xl-base-1.0": Repository(

@@ -244,16 +244,26 @@ _LATENT = LatentNumbers(
 _LORA = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
 
+_SETTINGS: dict[str, Config] = {
+    "Wan-AI/Wan2.2-T2V-A14B": {"boundary_ratio": 0.875},
+    "Wan-AI/Wan2.2-I2V-A14B": {"boundary_ratio": 0.9},
+    "Wan-AI/Wan2.2-TI2V-5B": {"expand_timesteps": True},
+}
+"""Source: the `model_index.json` of each."""
+
+
 def _repository(name: str, pipeline: str, transformer: str = "WanTransformer3DModel") -> Repository:
-    denoiser = Component(f"diffusers.{transformer}", name)
+    denoiser = f"diffusers.{transformer}"
     vae = name if name == "Wan-AI/Wan2.2-TI2V-5B" else "Wan-AI/Wan2.1-T2V-14B"
     parts = {
-        "transformer": denoiser,
-        **({"transformer_2": denoiser} if "A14B" in name else {}),  # one for high noise, one for low
+        "transformer": Component(denoiser, name),
         "vae": Component("diffusers.AutoencoderKLWan", vae),
         "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
     }
-    return Repository(f"diffusers.{pipeline}", parts)
+    if "A14B" in name:
+        parts["transformer"] = Component(denoiser, name, ("high_noise",))
+        parts["transformer_2"] = Component(denoiser, name, ("low_noise",))
+    return Repository(f"diffusers.{pipeline}", parts, settings=_SETTINGS.get(name, {}))
 
 
 FAMILY = Family(
