@@ -11,6 +11,7 @@ import click
 
 from lading import __version__
 from lading.errors import LadingError
+from lading.report import printable
 
 _COMMANDS = {
     "convert": "write a checkpoint anew as safetensors",
@@ -63,6 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (LadingError, OSError) as error:
         if "--debug" in arguments:
             raise
-        click.echo(f"lading: {error}", err=True)
+        click.echo(f"lading: {printable(str(error))}", err=True)
         return 1
     return 0

@@ -14,14 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lading.checkpoint import open_checkpoint
 from lading.checkpoint.files import find_in_folder
 from lading.errors import ComponentError
+from lading.lazy import import_put_off
 from lading.loading.configs import read_config
 
 if TYPE_CHECKING:
     import torch
 
     from lading.memory.limits import Limits
+
+
+RARELY_USED = "scipy.stats"
+"""The schedulers of diffusers import it, for one of their options: a tenth of the time to a small picture."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,8 @@ def find_pipeline_class(name: object, source: object) -> Any:
     """
     import diffusers
 
-    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    with import_put_off(RARELY_USED):
+        found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise ComponentError(
             f"{source}: names the pipeline {name!r}, which diffusers {diffusers.__version__} does not have: upgrade "
@@ -147,19 +154,27 @@ def find_pipeline_class(name: object, source: object) -> Any:
 
 def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -> Loaded:
     """Load a network as `load_model` does from the weights in its folder."""
+    import torch
+
     from lading.loading.model import load_labelled
     from lading.loading.network import is_diffusers_model, is_transformers_model
 
+    if not issubclass(model_class, torch.nn.Module):
+        raise ComponentError(
+            f"{spec.folder}: component {spec.name!r} is a {spec.qualified_class}, which is no network: "
+            "correct its class in model_index.json"
+        )
     config = read_config(spec.folder / "config.json")
     dtype = options.torch_dtype
     if dtype is None:
         dtype = "float32" if is_diffusers_model(model_class) else config.get("dtype", config.get("torch_dtype"))
+    stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else None
+    files = find_in_folder(spec.folder, stem, options.variant).files
     if "quantization_config" in config:
         if options.limits is not None:
             raise ComponentError(f"{spec.folder}: {spec.name!r} is quantised by its library: load it without a limit")
+        open_checkpoint(files)  # the library is given no file that is damaged, unsafe or elsewhere
         return _load_quantized(spec, model_class, options)
-    stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else None
-    files = find_in_folder(spec.folder, stem, options.variant).files
     device, limits = options.device or "cpu", options.limits
     model: torch.nn.Module = load_labelled(spec.name, model_class, files, config, dtype, device, limits)
     if is_transformers_model(model_class):

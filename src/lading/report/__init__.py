@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lading.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lading.report.checkpoint import checkpoint_json, checkpoint_text
+    from lading.report.checkpoint import checkpoint_json, checkpoint_text, printable
     from lading.report.explanation import Explanation, explain
     from lading.report.recording import Recording, record, recorded_to
     from lading.report.run import Run
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "lading.report.checkpoint": ("checkpoint_json", "checkpoint_text"),
+        "lading.report.checkpoint": ("checkpoint_json", "checkpoint_text", "printable"),
         "lading.report.explanation": ("Explanation", "explain"),
         "lading.report.recording": ("Recording", "record", "recorded_to"),
         "lading.report.run": ("Run",),
@@ -29,6 +29,7 @@ __all__ = [
     "checkpoint_json",
     "checkpoint_text",
     "explain",
+    "printable",
     "record",
     "recorded_to",
 ]
