@@ -15,6 +15,7 @@ from lading.report import printable
 
 _COMMANDS = {
     "convert": "write a checkpoint anew as safetensors",
+    "explain": "tell how a model is loaded, and what becomes of a prompt in it",
     "fetch": "bring a model from a hub, or what is missing of it",
     "generate": "draw a picture from a prompt",
     "hash": "print the md5 that names a checkpoint's set of tensors",
