@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         manage,
         manager_of,
     )
+    from lading.report import Recording, explain, record
     from lading.training import add_lora, freeze, save_lora, trainable_parameters
 
 _HOMES = {
@@ -79,6 +80,7 @@ _HOMES = {
         "manage",
         "manager_of",
     ),
+    "lading.report": ("Recording", "explain", "record"),
     "lading.training": ("add_lora", "freeze", "save_lora", "trainable_parameters"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
@@ -99,11 +101,13 @@ __all__ = [
     "PipelineManager",
     "MemoryLimitError",
     "ModelConfig",
+    "Recording",
     "ShapeError",
     "__version__",
     "add_lora",
     "convert_checkpoint",
     "enable_vram_management",
+    "explain",
     "freeze",
     "hash_model_file",
     "identify",
@@ -118,6 +122,7 @@ __all__ = [
     "manager_of",
     "open_checkpoint",
     "plan",
+    "record",
     "register_architecture",
     "save_lora",
     "shipped_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ def example_call(model: torch.nn.Module, extent: Extent = SMALLEST) -> Examples:
     known = architecture_of(type(model))
     if known is None or known[1].example_inputs is None:
         return {}
-    dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
+    dtype = _most_common_dtype(model)
     inputs = known[1].example_inputs(_config(model, known[1]), extent)
     return {"forward": ((), {argument: _tensors(value, dtype) for argument, value in inputs.items()})}
 
@@ -33,6 +34,15 @@ def _config(model: torch.nn.Module, architecture: Architecture) -> Mapping[str, 
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
         return architecture.infer_config(Shapes(shapes))
     return config if isinstance(config, Mapping) else dict(config.to_dict())
+
+
+def _most_common_dtype(model: torch.nn.Module) -> torch.dtype:
+    """Return the dtype of most floating-point elements; some classes keep a few in float32."""
+    counts = Counter[torch.dtype]()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            counts[parameter.dtype] += parameter.numel()
+    return counts.most_common(1)[0][0] if counts else torch.float32
 
 
 def _tensors(tree: Any, dtype: torch.dtype) -> Any:

@@ -38,6 +38,7 @@ def checkpoint_json(
         "candidates": candidates,
         "lora": identification.lora.to_json() if identification.lora is not None else None,
         "problems": list(identification.problems),
+        "quantised": dict(identification.quantised),
     }
     return json.dumps(facts)
 
