@@ -413,5 +413,5 @@ def test_a_control_lora_of_black_forest_labs_widens_and_replaces_as_diffusers_do
     norm = network.transformer_blocks[0].attn.norm_q.weight
     assert torch.equal(norm, file.tensors["double_blocks.0.img_attn.norm.query_norm.scale"])
     assert loaded.layers["denoiser"] == sum(isinstance(layer, BaseTunerLayer) for layer in network.modules())
-    with pytest.raises(ComponentError, match="this LoRA is for black-forest-labs/FLUX.1-Canny-dev"):
+    with pytest.raises(ComponentError, match=r"this LoRA is for black-forest-labs/FLUX\.1-Canny-dev"):
         lading.load_lora(make(), tmp_path / "control.safetensors")
