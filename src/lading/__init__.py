@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         manager_of,
     )
     from lading.report import Recording, explain, record
+    from lading.training import add_lora, freeze, save_lora, trainable_parameters
 
 _HOMES = {
     "lading.catalog": ("identify", "register_architecture"),
@@ -78,6 +79,7 @@ _HOMES = {
         "manager_of",
     ),
     "lading.report": ("Recording", "explain", "record"),
+    "lading.training": ("add_lora", "freeze", "save_lora", "trainable_parameters"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
@@ -100,9 +102,11 @@ __all__ = [
     "Recording",
     "ShapeError",
     "__version__",
+    "add_lora",
     "convert_checkpoint",
     "enable_vram_management",
     "explain",
+    "freeze",
     "hash_model_file",
     "identify",
     "latent_format",
@@ -117,6 +121,8 @@ __all__ = [
     "plan",
     "record",
     "register_architecture",
+    "save_lora",
     "shipped_model",
     "skip_model_initialization",
+    "trainable_parameters",
 ]

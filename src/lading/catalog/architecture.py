@@ -79,6 +79,8 @@ class Architecture:
         example_inputs: the arguments of one forward, for a config and an extent; None where they are more than tensors
             and plain values, so that only a real call can be the trace.
         lora_targets: the modules that a LoRA changes by default.
+        kohya_layout: the layout, for a config, by whose names kohya's programs know the layers that they adapt; None
+            where they do not know the network.
         latent: where the network is a denoiser, the numbers of its latent.
     """
 
@@ -95,6 +97,7 @@ class Architecture:
     beside: tuple[str, ...] = ()
     extras: Callable[[Shapes], dict[str, str]] = _no_extras
     lora_targets: tuple[str, ...] = ()
+    kohya_layout: Callable[[Config], str] | None = None
     latent: LatentNumbers | None = None
 
     def key_map(self, layout: str, shapes: Mapping[str, Shape]) -> KeyMap | None:

@@ -21,6 +21,7 @@ _COMMANDS = {
     "hash": "print the md5 that names a checkpoint's set of tensors",
     "inspect": "show what a checkpoint holds",
     "plan": "say what a run needs and how long it takes",
+    "train": "fine-tune a model on pictures with captions",
 }
 
 

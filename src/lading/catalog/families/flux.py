@@ -184,6 +184,7 @@ FAMILY = Family(
                 *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
                 *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
             ),
+            kohya_layout=lambda _: "original",
             latent=LatentNumbers(
                 ("batch", "channels", "height", "width"),
                 16,
