@@ -11,7 +11,6 @@ import click
 
 from lading import __version__
 from lading.errors import LadingError
-from lading.report import printable
 
 _COMMANDS = {
     "convert": "write a checkpoint anew as safetensors",
@@ -65,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (LadingError, OSError) as error:
         if "--debug" in arguments:
             raise
+        from lading.report import printable
+
         click.echo(f"lading: {printable(str(error))}", err=True)
         return 1
     return 0

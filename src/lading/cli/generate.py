@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -58,10 +62,10 @@ def command(
 
     Prints how each component was loaded, the latent's shape by axis, a bar over the steps, and where the picture is.
     """
+    from lading.collection import collection_put_off
     from lading.hub import model_folder
     from lading.loading.generation import Request, add_loras, check_output, draw, latent_of, parse_lora, save_frames
     from lading.loading.pipeline import load_pipeline
-    from lading.report import recorded_to
 
     request = Request(prompt, seed, negative_prompt, height, width, num_frames, steps, guidance_scale)
     check_output(out)
@@ -70,11 +74,18 @@ def command(
     latent = latent_of(folder, request)
     limits = {"memory_limit": memory_limit, "host_memory_limit": host_memory_limit}
     device = device or ("auto" if memory_limit is None and host_memory_limit is None else None)
-    options = {"torch_dtype": dtype, "device": device, "variant": variant, **limits}
-    with recorded_to(report, trace, folder, request, **options) as watch:
+    options: dict[str, Any] = {"torch_dtype": dtype, "device": device, "variant": variant, **limits}
+    recording: AbstractContextManager[Callable[[Any], None]] = nullcontext(lambda _: None)
+    if report is not None or trace is not None:
+        from lading.report import recorded_to  # with torch: without it the disk works before torch is imported
+
+        recording = recorded_to(report, trace, folder, request, **options)
+    with recording as watch:
         start = time.perf_counter()
-        pipeline = load_pipeline(folder, **options)
-        add_loras(pipeline, adapters)
+        with collection_put_off():
+            pipeline = load_pipeline(folder, **options)
+            add_loras(pipeline, adapters)
+            gc.freeze()  # it all stays as long as the process
         loaded = time.perf_counter()
         if not as_json:
             click.echo(pipeline.lading_components)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lading import events
 from lading.checkpoint.files import natural_key
+from lading.collection import collection_put_off
 from lading.errors import ComponentError, LadingError
 from lading.hub import model_folder
 from lading.lazy import import_put_off
@@ -67,6 +68,7 @@ class Components(Mapping[str, Any]):
         return format_records(self.records)
 
 
+@collection_put_off()
 def load_component(
     model: str | os.PathLike[str],
     name: str,
@@ -115,6 +117,7 @@ def load_component(
     return load_by_spec(find_spec(folder, name), LoadOptions(torch_dtype, device, variant, limits))[0]
 
 
+@collection_put_off()
 def load_components(
     model: str | os.PathLike[str],
     names: Iterable[str] | None = None,

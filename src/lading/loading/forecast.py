@@ -84,13 +84,11 @@ class Prepared:
             name, prospect = call.component, self.prospects[call.component]
             traces[name] = self.known(call)
             activation[name] = max(one.activation_bytes for one in traces[name].values())
-            need = prospect.minimum_bytes(traces[name], lasting + self.held_bytes(call))
-            if not self.streams(call):
-                need = (
-                    _within(prospect, traces[name], _EVERYTHING, Rates()).plan.peak_bytes
-                    + lasting
-                    + self.held_bytes(call)
-                )
+            others = lasting + self.held_bytes(call)
+            if self.streams(call):
+                need = prospect.minimum_bytes(traces[name], others)
+            else:
+                need = _within(prospect, traces[name], _EVERYTHING, Rates()).plan.peak_bytes + others
             needs[name] = max(needs[name], need)
         most = max(needs, key=lambda name: needs[name])
         host_memory = max(one.minimum_host_bytes(traces[name]) for name, one in self.prospects.items())

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lading.collection import collection_put_off
 from lading.errors import ComponentError
 from lading.hub import ModelConfig, model_folder
 from lading.loading.ahead import read_ahead
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lading.loading.components import Components
 
 
+@collection_put_off()
 def load_pipeline(
     model: str | os.PathLike[str] | ModelConfig | Iterable[str | os.PathLike[str] | ModelConfig],
     torch_dtype: torch.dtype | str | Mapping[str, torch.dtype | str | None] | None = None,
