@@ -25,6 +25,8 @@ class Prepared:
         traces: by component and entry.
         calls: in the order in which they happen; those that could not be traced are left out.
         untraced: components whose calls nobody knows.
+        examples: small calls of components with which they are planned when they are loaded, where those are not
+            among the calls.
         training: what learns; None for a run that draws.
     """
 
@@ -35,6 +37,7 @@ class Prepared:
     calls: tuple[PhaseCall, ...]
     traces: Mapping[tuple[str, str], Trace]
     untraced: tuple[str, ...]
+    examples: Mapping[str, Trace]
     training: TrainingPlan | None = None
 
     @property
@@ -79,17 +82,22 @@ class Prepared:
         lasting = self.lasting_bytes
         traces: dict[str, dict[str, Trace]] = {name: {} for name in self.prospects}
         activation = dict.fromkeys(self.prospects, 0)
-        needs = {name: one.minimum_bytes({}, lasting) for name, one in self.prospects.items()}
+        needs = {}
+        for name, one in self.prospects.items():
+            example = {"forward": self.examples[name]} if name in self.examples else {}
+            needs[name] = one.minimum_bytes(example, lasting)
+            activation[name] = max((trace.activation_bytes for trace in example.values()), default=0)
         for call in self.calls:
             name, prospect = call.component, self.prospects[call.component]
             traces[name] = self.known(call)
-            activation[name] = max(one.activation_bytes for one in traces[name].values())
             others = lasting + self.held_bytes(call)
             if self.streams(call):
                 need = prospect.minimum_bytes(traces[name], others)
             else:
                 need = _within(prospect, traces[name], _EVERYTHING, Rates()).plan.peak_bytes + others
-            needs[name] = max(needs[name], need)
+            if need >= needs[name]:
+                needs[name] = need
+                activation[name] = max(one.activation_bytes for one in traces[name].values())
         most = max(needs, key=lambda name: needs[name])
         host_memory = max(one.minimum_host_bytes(traces[name]) for name, one in self.prospects.items())
         return Least(needs[most], host_memory, most, activation[most])

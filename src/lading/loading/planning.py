@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from lading.checkpoint.dtypes import named_dtype
 from lading.errors import LadingError
 from lading.loading.advising import advise
 from lading.loading.blueprint import Blueprint, read_blueprint
+from lading.loading.examples import example_call
 from lading.loading.forecast import Prepared, forecast
 from lading.loading.learning import STEPS, Lesson, Method
 from lading.loading.phases import PhaseCall, phase_calls, training_calls
@@ -23,9 +25,9 @@ from lading.loading.prospects import make_prospect
 from lading.loading.runs import Wish, settle
 from lading.memory.calibration import known_rates
 from lading.memory.limits import Limits
-from lading.memory.prediction import Allowance
+from lading.memory.prediction import Allowance, Prospect
 from lading.memory.rates import Rates
-from lading.memory.trace import trace
+from lading.memory.trace import Trace, trace
 from lading.sizes import parse_compute, parse_rate, parse_size
 
 _ASSUMED_DTYPE = "bfloat16"
@@ -131,21 +133,17 @@ def prepare_training(
     modules = {name: prospect.module for name, prospect in prospects.items()}
     run = settle(replace(wish, steps=wish.steps or STEPS), blueprint, latents, modules, train=True)
     calls = training_calls(blueprint, run, modules, learning)
+    called = {call.component: prospects[call.component] for call in calls}
+    examples = _examples(called, {(call.component, call.entry) for call in calls}, device)
     training = lesson.prepare({name: modules[name] for name in learning}, learning[-1])
-    computing = named_dtype(dtype_for_computing(dtype, learning[-1]))
+    computing = named_dtype(_dtype_for(learning[-1], dtype, blueprint))
     traces = {}
     for call in calls:
         args, kwargs = (call.args, _differentiable(call)) if len(learning) > 1 else (call.args, call.kwargs)
         with torch.autocast("cpu", computing, enabled=call.backward and computing != torch.float32):
             traced = trace(modules[call.component], args, kwargs, call.entry, device, call.backward)
         traces[call.component, call.entry] = prospects[call.component].known(traced)
-    called = {call.component: prospects[call.component] for call in calls}
-    return Prepared(blueprint, latents, run, called, tuple(calls), traces, (), training)
-
-
-def dtype_for_computing(dtype: Any, name: str) -> Any:
-    """Return the dtype in which a component computes."""
-    return dtype.get(name, dtype.get("default", "float32")) if isinstance(dtype, Mapping) else dtype
+    return Prepared(blueprint, latents, run, called, tuple(calls), traces, (), examples, training)
 
 
 def _differentiable(call: PhaseCall) -> Mapping[str, Any]:
@@ -177,7 +175,21 @@ def prepare(blueprint: Blueprint, wish: Wish, torch_dtype: Any, device: torch.de
         calls.append(call)
     traced_parts = {call.component for call in calls}
     untraced = tuple(name for name in prospects if name not in traced_parts)
-    return Prepared(blueprint, latents, run, prospects, tuple(calls), traces, untraced)
+    examples = _examples(prospects, traces, device)
+    return Prepared(blueprint, latents, run, prospects, tuple(calls), traces, untraced, examples)
+
+
+def _examples(
+    prospects: Mapping[str, Prospect], traces: Collection[tuple[str, str]], device: torch.device
+) -> dict[str, Trace]:
+    """Trace the small calls that components are loaded with, where larger ones do not tell enough."""
+    found = {}
+    for name, prospect in prospects.items():
+        for entry, (args, kwargs) in example_call(prospect.module).items():
+            if (name, entry) not in traces:
+                with suppress(LadingError):  # it is loaded without
+                    found[name] = trace(prospect.module, args, kwargs, entry, device)
+    return found
 
 
 def rates_for(
