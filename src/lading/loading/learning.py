@@ -113,10 +113,7 @@ def _add_adapters(module: torch.nn.Module, rank: int) -> None:
     """Add a LoRA without values, in float32, to the layers that the catalog says."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    architecture = known_architecture(f"{type(module).__module__.partition('.')[0]}.{type(module).__name__}")
-    if architecture is None or not architecture.lora_targets:
-        raise ComponentError(f"the catalog names no layers of {type(module).__name__} for LoRA")
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(architecture.lora_targets))
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(default_targets(module)))
     inject_adapter_in_model(config, module, low_cpu_mem_usage=True)
     for parameter in module.parameters():
         if parameter.requires_grad:
@@ -125,21 +122,48 @@ def _add_adapters(module: torch.nn.Module, rank: int) -> None:
 
 def _add_rows(encoder: Any) -> None:
     """Give a text encoder a row that is learnt."""
-    encoder.set_input_embeddings(_Rows(encoder.get_input_embeddings()))
+    known = encoder.get_input_embeddings()
+    learned = torch.nn.Parameter(torch.empty(1, known.embedding_dim, device="meta"))
+    encoder.set_input_embeddings(LearnedEmbedding(known, learned))
 
 
-class _Rows(torch.nn.Module):
-    """An embedding of words of which one more is learnt, in float32."""
+def default_targets(module: torch.nn.Module) -> tuple[str, ...]:
+    """Return the layers of a network that a LoRA changes by default, as the catalog says.
 
-    def __init__(self, known: torch.nn.Embedding) -> None:
+    Raises:
+        ComponentError: it says nothing of this class.
+    """
+    library = type(module).__module__.partition(".")[0]
+    architecture = known_architecture(f"{library}.{type(module).__name__}")
+    if architecture is not None and architecture.lora_targets:
+        return architecture.lora_targets
+    raise ComponentError(
+        f"the catalog names no layers of {type(module).__name__} for LoRA: give target_modules, such as "
+        '["to_q", "to_k", "to_v", "to_out.0"]'
+    )
+
+
+class LearnedEmbedding(torch.nn.Module):
+    """An embedding of words with rows after its own that are learnt, in float32.
+
+    Args:
+        known: the embedding as it was; frozen.
+        learned: (vectors, width), the new rows.
+    """
+
+    def __init__(self, known: torch.nn.Embedding, learned: torch.nn.Parameter) -> None:
         super().__init__()
         self.known = known
-        self.learned = torch.nn.Parameter(torch.empty(1, known.embedding_dim, device="meta"))
+        self.learned = learned
 
     @property
     def weight(self) -> torch.Tensor:
+        """The known rows; libraries look here for a dtype."""
         return self.known.weight
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        rows: torch.Tensor = self.known(tokens)
-        return torch.where((tokens > 0).unsqueeze(-1), rows, self.learned[0].to(rows.dtype))
+        """Return the rows of tokens, in the known rows' dtype."""
+        count = self.known.num_embeddings
+        rows = self.known(tokens.clamp(max=count - 1))
+        new = self.learned[(tokens - count).clamp(min=0)].to(rows.dtype)
+        return torch.where((tokens >= count).unsqueeze(-1), new, rows)
