@@ -20,6 +20,7 @@ from lading.catalog.hashes import known_models
 from lading.catalog.recognition import identify_tensors
 from lading.catalog.shapes import Shapes
 from lading.checkpoint import open_checkpoint
+from lading.checkpoint.inventory import hash_layout
 from lading.sizes import tensor_nbytes
 from tests.catalog.test_layouts import LAYOUTS
 from tests.conftest import header_bytes, write_sparse
@@ -237,6 +238,48 @@ def test_dtypes_whose_shapes_torch_packs_count_with_the_shape_of_the_header(tmp_
         best = identify(file).best
         assert best is not None
         assert best.config == {"redux_dim": 4, "txt_in_features": 8}
+
+
+def test_a_float4_file_has_the_shapes_of_its_header_everywhere_but_in_torch(tmp_path: Path) -> None:
+    shapes = {"redux_up.weight": (24, 4), "redux_up.bias": (24,), "redux_down.weight": (8, 24), "redux_down.bias": (8,)}
+    packed = {
+        name: torch.zeros(*shape[:-1], shape[-1] // 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+        for name, shape in shapes.items()
+    }
+    file = tmp_path / "F4.safetensors"
+    save_file(packed, file)
+    checkpoint = open_checkpoint(file)
+    assert {name: info.shape for name, info in checkpoint.items()} == shapes
+    assert checkpoint.nbytes == 2 * 24 + 12 + 96 + 4
+    assert checkpoint.hash() == hash_layout(shapes)
+    (faults,) = verify_candidates(checkpoint, identify(file)).values()
+    assert faults == []
+    loaded = lading.load_state_dict(file)
+    assert {name: tensor.shape for name, tensor in loaded.items()} == {name: t.shape for name, t in packed.items()}
+    with pytest.raises(CheckpointError, match=r"F4\.safetensors"):
+        lading.load_model(None, file)
+
+
+def test_a_float8_file_loads_to_the_shapes_and_values_it_has(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shapes = {"redux_up.weight": (24, 4), "redux_up.bias": (24,), "redux_down.weight": (8, 24), "redux_down.bias": (8,)}
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        state = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+        file = tmp_path / "F8.safetensors"
+        save_file(state, file)
+        model: Any = lading.load_model(None, file, torch_dtype="float32")
+        assert all(torch.equal(tensor, state[name].float()) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.timeout(60)
+def test_dicts_that_nest_a_network_layer_by_layer_are_one_network_and_take_no_time(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(shape) for name, shape in {"redux_up.weight": (24, 4), "redux_up.bias": (24,)}.items()}
+    nested = {"up": {name: tensors[f"redux_up.{name}"] for name in ("weight", "bias")}}
+    torch.save({**{f"redux_{key}": value for key, value in nested.items()}}, tmp_path / "nested.pt")
+    assert identify(tmp_path / "nested.pt").nearest[0].signature.model_class == "diffusers.ReduxImageEncoder"
+    file = tmp_path / "deep.pt"
+    torch.save({f"layer{number}": {"weight": torch.zeros(1)} for number in range(20_000)}, file)
+    assert identify(file).problems
 
 
 def test_names_that_could_imitate_others_when_joined_by_commas_are_not_looked_up(

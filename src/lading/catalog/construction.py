@@ -25,6 +25,7 @@ from lading.catalog.registry import find_architecture, shipped_family
 from lading.catalog.shapes import Shapes, pattern_of
 from lading.catalog.structure import SIGNATURES, Signature, name_pattern, shipped_signatures
 from lading.checkpoint.inventory import Checkpoint
+from lading.checkpoint.quantised import find_weights
 from lading.errors import CheckpointError, IdentificationError
 
 
@@ -151,7 +152,7 @@ def verify_candidates(checkpoint: Checkpoint, identification: Identification) ->
     Returns:
         Candidate -> the names and shapes in which the file differs from the class; none is agreement.
     """
-    content = sort_content({name: info.shape for name, info in checkpoint.items()})
+    content = sort_content({name: info.shape for name, info in find_weights(checkpoint).tensors.items()})
     prefixes = {candidate.prefix for candidate in identification.candidates}
     result = {}
     for candidate in identification.candidates:

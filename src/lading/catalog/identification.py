@@ -78,6 +78,7 @@ class Identification:
         problems: what is wrong or uncertain, in words.
         known: the published checkpoint of this hash.
         nearest: the architectures that come closest, where there is no candidate.
+        quantised: how weights are stored in fewer bits than they compute in -> how many are stored so.
     """
 
     files: tuple[Path, ...]
@@ -86,6 +87,7 @@ class Identification:
     problems: tuple[str, ...]
     known: KnownModel | None = None
     nearest: tuple[Fit, ...] = ()
+    quantised: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def best(self) -> Candidate | None:
@@ -105,6 +107,8 @@ class Identification:
             lines.append("not recognised")
         if self.known is not None:
             lines.append(f"known as  {self.known}")
+        if self.quantised:
+            lines.append("quantised " + ", ".join(f"{scheme} x {count}" for scheme, count in self.quantised.items()))
         lines += [f"problem   {problem}" for problem in self.problems]
         lines += [nearest_text(fit) for fit in self.nearest]
         return "\n".join(lines)

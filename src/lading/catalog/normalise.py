@@ -27,6 +27,8 @@ WRAPPERS = (
 """What trainers and repackagers put before every name of one network."""
 
 _MOST_WRAPPERS = 4
+_MOST_CONTAINERS = 32
+"""Of a file; where there are more, it nests the tensors of one network, layer by layer."""
 
 _PARTS = re.compile(
     r"model\.diffusion_model\.|diffusion_model\.|first_stage_model\.|audio_vae\.|vae\.|vocoder\.|text_embedding_projection\."
@@ -113,15 +115,20 @@ def _lora_dialect(names: Mapping[str, Shape]) -> str | None:
     return next((dialect for dialect, pattern in _LORA if any(pattern.fullmatch(name) for name in names)), None)
 
 
-def divide(whole: Shapes) -> list[Part]:
+def divide(whole: Shapes, containers: tuple[str, ...] = ()) -> list[Part]:
     """Return the parts of a file by the prefixes that usual repackagings use, the largest first.
 
     A file of one network is one part.
+
+    Args:
+        containers: prefixes of tensors that the file itself keeps apart.
     """
     groups: dict[str, dict[str, Shape]] = {}
+    containers = containers if len(containers) <= _MOST_CONTAINERS else ()
     for name, shape in whole.items():
-        match = _PARTS.match(name)
-        prefix = match[0] if match is not None else ""
+        container = max((one for one in containers if name.startswith(one)), key=len, default="")
+        match = _PARTS.match(name, len(container))
+        prefix = name[: match.end()] if match is not None else container
         groups.setdefault(prefix, {})[name[len(prefix) :]] = shape
     parts = [Part(prefix, Shapes(shapes)) for prefix, shapes in groups.items()]
     return sorted(parts, key=lambda part: part.elements, reverse=True)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import torch
 
     from lading.checkpoint.casting import Span
+    from lading.checkpoint.decoding import Decoder
     from lading.checkpoint.dtypes import DtypeOf
+    from lading.checkpoint.encoding import Encoding
     from lading.checkpoint.upload import Upload
 
     Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -84,6 +86,7 @@ class FileReader:
             use,
         )
         self.choice = choose_way(facts) if forced is None else Choice(forced, "forced by LADING_READ")
+        self._decoders: dict[Encoding, Decoder] = {}
         self._fits = fits(facts.nbytes, facts.available)
         self._resident = facts.resident >= _RESIDENT
         if self.choice.way == "direct" and not self._source.open_direct():
@@ -105,9 +108,17 @@ class FileReader:
         scratch: Scratch,
         on_bytes: OnBytes | None = None,
     ) -> list[Callable[[], None]]:
-        """The reads that fill tensors of other dtypes than the stored ones, for a `Reading` of several files."""
-        from lading.checkpoint.casting import cut_spans
+        """The reads that fill tensors of other dtypes than the stored ones, for a `Reading` of several files.
 
+        Raises:
+            CheckpointError: a tensor is encoded, and cannot be decoded here.
+        """
+        from lading.checkpoint.casting import cut_spans
+        from lading.checkpoint.decoding import decoder_of
+
+        for info in infos.values():
+            if info.encoding is not None and info.encoding not in self._decoders:
+                self._decoders[info.encoding] = decoder_of(info)
         spans = cut_spans(infos, targets, scratch.piece_bytes)
         mapping = self._passing_mapping() if spans else None
         memory = scratch if mapping is None else mapping
@@ -144,7 +155,11 @@ class FileReader:
 
         dtype_of = dtype_of or as_stored
         wanted = {name: cast_of(info, dtype_of(name)) for name, info in infos.items()}
-        cast = {name: info for name, info in infos.items() if wanted[name] and info.nbytes and info.stride is None}
+        cast = {
+            name: info
+            for name, info in infos.items()
+            if info.encoding is not None or (wanted[name] and info.nbytes and info.stride is None)
+        }
         stored = {name: info for name, info in infos.items() if name not in cast}
         targets = cast_targets(cast, wanted)
         memory, tasks = self._memory(stored, on_bytes)
@@ -228,12 +243,12 @@ class FileReader:
         try:
             if isinstance(memory, FileMapping):
                 memory.populate(start, end)
-                cast_span(span, memory, 0)
+                cast_span(span, memory, 0, self._decoders)
                 memory.forget(span.start, span.end)
             else:
                 with memory.borrow() as arena:
                     self._source.fill(arena.view(0, end - start), start)
-                    cast_span(span, arena, start)
+                    cast_span(span, arena, start, self._decoders)
         except RuntimeError as error:
             raise CheckpointError(f"{self._source.file}: torch cannot cast its tensors: {error}") from None
         if on_bytes is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lading import events
+from lading.checkpoint.dduf_file import is_dduf, packed_names
 from lading.checkpoint.files import natural_key
 from lading.collection import collection_put_off
 from lading.errors import ComponentError, LadingError
@@ -84,8 +85,8 @@ def load_component(
     """Load one component of a pipeline: a network, tokenizer, scheduler or processor.
 
     Args:
-        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id; for a
-            network also a file that holds it, alone or beside others, in any layout that the catalog knows.
+        model: a folder in the diffusers layout, a DDUF file, "shapes" for the model that ships here, or a Hugging Face
+            id; for a network also a file that holds it, alone or beside others, in any layout that the catalog knows.
         name: the component's name in `model_index.json`, which is its subfolder.
         torch_dtype: of networks. None does what the class's own `from_pretrained` does: float32 in diffusers, the
             dtype that `config.json` states in transformers.
@@ -108,7 +109,7 @@ def load_component(
     'v_prediction'
     """
     limits = limits_on(device or "cpu", memory_limit, host_memory_limit)
-    if Path(model).is_file():
+    if Path(model).is_file() and not is_dduf(model):
         if revision is not None or variant is not None:
             raise ComponentError(f"{os.fspath(model)}: a file has no revision and no variant: leave them out")
         network = find_bare_network(model, name)
@@ -136,7 +137,8 @@ def load_components(
     with a "default" for the others. A single `variant` is used where a component has it.
 
     Args:
-        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
+        model: a folder in the diffusers layout, a DDUF file, "shapes" for the model that ships here, or a Hugging Face
+            id.
         names: which; None for all that `model_index.json` names.
         memory_limit: for all networks, which take turns: only the one that computes has its weights in memory.
         host_memory_limit: see `load_model`.
@@ -293,6 +295,5 @@ def _require_known(names: Iterable[str], options: Mapping[str, object]) -> None:
 
 
 def _has_variant(folder: Path, variant: str | None) -> bool:
-    return variant is not None and any(
-        f".{variant}." in file.name or f".{variant}-" in file.name for file in folder.iterdir()
-    )
+    names = (*packed_names(folder), *(file.name for file in folder.iterdir()))
+    return variant is not None and any(f".{variant}." in name or f".{variant}-" in name for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +27,18 @@ def example_call(model: torch.nn.Module, extent: Extent = SMALLEST) -> Examples:
     example_inputs = find_architecture(family, name).example_inputs
     if example_inputs is None:
         return {}
-    dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
+    dtype = _most_common_dtype(model)
     inputs = example_inputs(config if isinstance(config, Mapping) else config.to_dict(), extent)
     return {"forward": ((), {argument: _tensors(value, dtype) for argument, value in inputs.items()})}
+
+
+def _most_common_dtype(model: torch.nn.Module) -> torch.dtype:
+    """Return the dtype of most floating-point elements; some classes keep a few in float32."""
+    counts = Counter[torch.dtype]()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            counts[parameter.dtype] += parameter.numel()
+    return counts.most_common(1)[0][0] if counts else torch.float32
 
 
 def _tensors(tree: Any, dtype: torch.dtype) -> Any:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lading.checkpoint import open_checkpoint
+from lading.checkpoint.dduf_file import packed_weights
 from lading.checkpoint.files import find_in_folder
+from lading.checkpoint.quantised import as_the_network_has_it
 from lading.errors import ComponentError
 from lading.lazy import import_put_off
 from lading.loading.configs import read_config
@@ -158,6 +160,7 @@ def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -
 
     from lading.loading.model import load_labelled
     from lading.loading.network import is_diffusers_model, is_transformers_model
+    from lading.loading.quantised import is_for_its_library
 
     if not issubclass(model_class, torch.nn.Module):
         raise ComponentError(
@@ -168,19 +171,22 @@ def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -
     dtype = options.torch_dtype
     if dtype is None:
         dtype = "float32" if is_diffusers_model(model_class) else config.get("dtype", config.get("torch_dtype"))
+    packed = packed_weights(spec.folder, options.variant)
     stem = "diffusion_pytorch_model" if is_diffusers_model(model_class) else None
-    files = find_in_folder(spec.folder, stem, options.variant).files
+    stored = packed or open_checkpoint(find_in_folder(spec.folder, stem, options.variant).files)
     if "quantization_config" in config:
-        if options.limits is not None:
-            raise ComponentError(f"{spec.folder}: {spec.name!r} is quantised by its library: load it without a limit")
-        open_checkpoint(files)  # the library is given no file that is damaged, unsafe or elsewhere
-        return _load_quantized(spec, model_class, options)
+        where, limited = f"{spec.folder}: component {spec.name!r}", options.limits is not None or packed is not None
+        if is_for_its_library(where, model_class, config, stored, limited):
+            return _load_quantized(spec, model_class, options)
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
+        dtype = options.torch_dtype
+    checkpoint = as_the_network_has_it(stored)
     device, limits = options.device or "cpu", options.limits
-    model: torch.nn.Module = load_labelled(spec.name, model_class, files, config, dtype, device, limits)
+    model: torch.nn.Module = load_labelled(spec.name, model_class, checkpoint, config, dtype, device, limits)
     if is_transformers_model(model_class):
         _load_generation_config(spec, model)
     _name_origin(model, spec.folder)
-    return Loaded(model, (spec.folder / "config.json", *files))
+    return Loaded(model, (spec.folder / "config.json", *checkpoint.files))
 
 
 def load_from_pretrained(spec: ComponentSpec, component_class: type, _options: LoadOptions) -> Loaded:

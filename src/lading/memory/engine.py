@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
@@ -370,10 +371,22 @@ class Engine:
 
 def bind_parameter(places: Iterable[tuple[torch.nn.Module, str]], tensor: torch.Tensor) -> torch.nn.Parameter:
     """Make a tensor the frozen parameter that modules hold, and return it."""
-    parameter = torch.nn.Parameter(tensor, requires_grad=False)
+    places = tuple(places)
+    owner, attribute = places[0]
+    parameter = parameter_like(owner._parameters.get(attribute), tensor)
     for owner, attribute in places:
         owner._parameters[attribute] = parameter
     return parameter
+
+
+def parameter_like(before: torch.Tensor | None, tensor: torch.Tensor) -> torch.nn.Parameter:
+    """Return a tensor as a frozen parameter; where it takes the place of a library's own kind, which knows what the
+    bytes in it are, as one of that kind."""
+    if before is None or type(before) in (torch.Tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(tensor, requires_grad=False)
+    parameter = torch.Tensor._make_subclass(type(before), tensor, False)
+    parameter.__dict__.update(before.__dict__)
+    return cast("torch.nn.Parameter", parameter)
 
 
 def _seating(placement: Placement) -> tuple[object, ...]:

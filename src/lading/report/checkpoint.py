@@ -37,6 +37,7 @@ def checkpoint_json(
         "metadata": checkpoint.metadata,
         "candidates": candidates,
         "problems": list(identification.problems),
+        "quantised": dict(identification.quantised),
     }
     return json.dumps(facts)
 
