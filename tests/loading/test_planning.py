@@ -140,7 +140,7 @@ def test_a_plan_that_does_not_fit_is_one_for_the_least_that_does(prepared: Prepa
     assert "does not fit; the least is" in str(plan)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=5)
 @given(st.integers(0, 40_000_000), st.integers(0, 40_000_000))
 def test_more_memory_is_never_slower_and_never_exceeded(prepared: Prepared, one: int, other: int) -> None:
     least = prepared.least().memory
