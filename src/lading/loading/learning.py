@@ -18,10 +18,6 @@ Method: TypeAlias = Literal["lora", "full", "textual-inversion"]
 OPTIMIZER_COPIES = 2
 """AdamW keeps a mean and a square of each gradient, in the parameter's dtype."""
 
-OPTIMIZER_PASSES = 7
-"""How often AdamW's step goes over a parameter's bytes: it reads weight, gradient and two states, and writes all but
-the gradient."""
-
 RANK = 8
 STEPS = 1000
 
