@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         latent_format,
         load_component,
         load_components,
+        load_lora,
         load_model,
         load_pipeline,
         plan,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         manage,
         manager_of,
     )
+    from lading.report import Recording, explain, record
     from lading.training import add_lora, freeze, save_lora, trainable_parameters
 
 _HOMES = {
@@ -62,6 +64,7 @@ _HOMES = {
         "latent_format",
         "load_component",
         "load_components",
+        "load_lora",
         "load_model",
         "load_pipeline",
         "plan",
@@ -77,6 +80,7 @@ _HOMES = {
         "manage",
         "manager_of",
     ),
+    "lading.report": ("Recording", "explain", "record"),
     "lading.training": ("add_lora", "freeze", "save_lora", "trainable_parameters"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
@@ -97,17 +101,20 @@ __all__ = [
     "PipelineManager",
     "MemoryLimitError",
     "ModelConfig",
+    "Recording",
     "ShapeError",
     "__version__",
     "add_lora",
     "convert_checkpoint",
     "enable_vram_management",
+    "explain",
     "freeze",
     "hash_model_file",
     "identify",
     "latent_format",
     "load_component",
     "load_components",
+    "load_lora",
     "load_model",
     "load_pipeline",
     "load_state_dict",
@@ -115,6 +122,7 @@ __all__ = [
     "manager_of",
     "open_checkpoint",
     "plan",
+    "record",
     "register_architecture",
     "save_lora",
     "shipped_model",

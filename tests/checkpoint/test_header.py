@@ -143,7 +143,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     ),
     "a git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
     "HTML saved as a model": (b"\n <!DOCTYPE html><html><body>Sign in</body></html>", "web page"),
-    "a GGUF file": (b"GGUF\x03\x00\x00\x00" + bytes(64), "GGUF"),
+    "an old GGUF file": (b"GGUF\x01\x00\x00\x00" + bytes(64), "GGUF"),
 }
 
 

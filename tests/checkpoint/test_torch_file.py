@@ -195,6 +195,15 @@ BOMBS: dict[str, tuple[bytes, str]] = {
     "a shape of no numbers": (tensor_pickle(shared_tuple()), "impossible shape"),
     "a shape of many axes": (tensor_pickle(b"(" + b"K\1" * 65 + b"t"), "65 axes"),
     "a long name": (b"}X\xe9\x03\0\0" + b"x" * 1001 + tensor_pickle(b")") + b"s", "more than 1000 characters"),
+    "a tensor rebuilt by what copies": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(" + ORDERED + b"N]\x85tR",
+        "a way that torch has none of",
+    ),
+    "a tensor rebuilt of many parts": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\nN(" + b"N" * 65 + b"ttR",
+        "a way that torch has none of",
+    ),
+    "classes without end": (b"".join(b"ctorchao\nA%d\n" % number for number in range(101)), "more than 100 classes"),
     "a byte order of any length": (b"}", "big-endian"),
 }
 

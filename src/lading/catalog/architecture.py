@@ -78,7 +78,8 @@ class Architecture:
             beside the network and not an extra is nothing that would be missed.
         example_inputs: the arguments of one forward, for a config and an extent; None where they are more than tensors
             and plain values, so that only a real call can be the trace.
-        lora_targets: the modules that a LoRA changes by default.
+        lora_targets: the modules that a LoRA changes by default; none for networks that no LoRA is made for.
+        lora_layouts: name -> key map, for LoRA files whose modules have names that no checkpoint has.
         kohya_layout: the layout, for a config, by whose names kohya's programs know the layers that they adapt; None
             where they do not know the network.
         latent: where the network is a denoiser, the numbers of its latent.
@@ -97,6 +98,7 @@ class Architecture:
     beside: tuple[str, ...] = ()
     extras: Callable[[Shapes], dict[str, str]] = _no_extras
     lora_targets: tuple[str, ...] = ()
+    lora_layouts: Mapping[str, KeyMap] = field(default_factory=dict)
     kohya_layout: Callable[[Config], str] | None = None
     latent: LatentNumbers | None = None
 
@@ -104,7 +106,7 @@ class Architecture:
         """Return the map of a layout for these tensors, the file's or the network's; None for the own layout."""
         if layout == self.own_layout:
             return None
-        found = self.layouts[layout]
+        found = self.lora_layouts.get(layout) or self.layouts[layout]
         return found if isinstance(found, KeyMap) else found(Shapes(shapes))
 
     def __str__(self) -> str:

@@ -27,6 +27,8 @@ WRAPPERS = (
 """What trainers and repackagers put before every name of one network."""
 
 _MOST_WRAPPERS = 4
+_MOST_CONTAINERS = 32
+"""Of a file; where there are more, it nests the tensors of one network, layer by layer."""
 
 _PARTS = re.compile(
     r"model\.diffusion_model\.|diffusion_model\.|first_stage_model\.|audio_vae\.|vae\.|vocoder\.|text_embedding_projection\."
@@ -45,13 +47,6 @@ _COMPANIONS: tuple[tuple[str, re.Pattern[str]], ...] = (
 )
 
 _ANY_COMPANION = re.compile("|".join(pattern.pattern for _, pattern in _COMPANIONS))
-
-_LORA = (
-    ("kohya", re.compile(r".+\.lora_(?:up|down)\.weight")),
-    ("DiffSynth", re.compile(r".+\.lora_[AB]\.default\.weight")),
-    ("PEFT or diffusers", re.compile(r".+\.(?:lora_[AB]\.weight|lora\.(?:up|down)\.weight)")),
-    ("XLabs", re.compile(r".+\.processor\.(?:qkv|proj)_lora[12]\.(?:up|down)\.weight")),
-)
 
 
 @dataclass(frozen=True)
@@ -79,16 +74,14 @@ class Content:
     Attributes:
         whole: all that are a network's.
         companions: what quantisation added -> how many tensors.
-        lora: the dialect, where the file is a LoRA.
     """
 
     whole: Shapes
     companions: Mapping[str, int]
-    lora: str | None
 
 
 def sort_content(shapes: Mapping[str, Shape]) -> Content:
-    """Set aside what quantisation added to a file, and tell whether it is a LoRA."""
+    """Set aside what quantisation added to a file."""
     companions: dict[str, int] = {}
     kept: dict[str, Shape] = {}
     for name, shape in shapes.items():
@@ -97,7 +90,7 @@ def sort_content(shapes: Mapping[str, Shape]) -> Content:
             kept[name] = shape
         else:
             companions[scheme] = companions.get(scheme, 0) + 1
-    return Content(Shapes(kept), companions, _lora_dialect(kept))
+    return Content(Shapes(kept), companions)
 
 
 def _scheme(name: str) -> str | None:
@@ -106,22 +99,20 @@ def _scheme(name: str) -> str | None:
     return next(scheme for scheme, pattern in _COMPANIONS if pattern.fullmatch(name))
 
 
-def _lora_dialect(names: Mapping[str, Shape]) -> str | None:
-    found = next((name for name in names if "lora" in name), None)
-    if found is None:
-        return None
-    return next((dialect for dialect, pattern in _LORA if any(pattern.fullmatch(name) for name in names)), None)
-
-
-def divide(whole: Shapes) -> list[Part]:
+def divide(whole: Shapes, containers: tuple[str, ...] = ()) -> list[Part]:
     """Return the parts of a file by the prefixes that usual repackagings use, the largest first.
 
     A file of one network is one part.
+
+    Args:
+        containers: prefixes of tensors that the file itself keeps apart.
     """
     groups: dict[str, dict[str, Shape]] = {}
+    containers = containers if len(containers) <= _MOST_CONTAINERS else ()
     for name, shape in whole.items():
-        match = _PARTS.match(name)
-        prefix = match[0] if match is not None else ""
+        container = max((one for one in containers if name.startswith(one)), key=len, default="")
+        match = _PARTS.match(name, len(container))
+        prefix = name[: match.end()] if match is not None else container
         groups.setdefault(prefix, {})[name[len(prefix) :]] = shape
     parts = [Part(prefix, Shapes(shapes)) for prefix, shapes in groups.items()]
     return sorted(parts, key=lambda part: part.elements, reverse=True)

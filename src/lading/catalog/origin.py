@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 from lading.catalog.change import (
     AddAxes,
@@ -55,7 +56,7 @@ class Origin:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its bytes, row by row, are those of its runs."""
+        """Whether its elements, row by row, are those of its runs."""
         return bool(self.runs) and self.change is None and all(run.stride is None for run in self.runs)
 
 
@@ -92,7 +93,7 @@ def _runs(change: Change, sources: Runs) -> tuple[Runs, ...] | None:
     first = sources[0]
     if isinstance(change, Same):
         return tuple((source,) for source in sources)
-    if any(source.stride is not None for source in sources):
+    if not all(_in_rows(source) for source in sources):
         return None
     match change:
         case Fold() | Unfold() | DropAxes() | AddAxes():
@@ -117,8 +118,14 @@ def _runs(change: Change, sources: Runs) -> tuple[Runs, ...] | None:
     return None
 
 
+def _in_rows(info: TensorInfo) -> bool:
+    """Whether each row of a stored tensor has bytes of its own."""
+    return info.stride is None and (info.encoding is None or prod(info.shape[1:]) % info.encoding.block == 0)
+
+
 def _rows(info: TensorInfo, first: int, last: int) -> TensorInfo:
     """Some rows of a stored tensor, as a stored tensor."""
     row = (info.end - info.start) // info.shape[0] if info.shape[0] else 0
-    start = info.start + first * row
-    return replace(info, shape=(last - first, *info.shape[1:]), start=start, end=info.start + last * row)
+    start, end = info.start + first * row, info.start + last * row
+    encoding = None if info.encoding is None else info.encoding.after(first * prod(info.shape[1:]))
+    return replace(info, shape=(last - first, *info.shape[1:]), start=start, end=end, encoding=encoding)

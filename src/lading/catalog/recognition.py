@@ -13,10 +13,12 @@ from lading.catalog.change import Shape
 from lading.catalog.explanation import pattern_list
 from lading.catalog.hashes import KnownModel, known_models
 from lading.catalog.identification import Candidate, Identification
+from lading.catalog.lora import lora_problems, recognise_lora
 from lading.catalog.normalise import Part, divide, sort_content, unwrap
 from lading.catalog.shapes import Shapes, UnknownSizeError
 from lading.catalog.structure import Fit, Signature, patterns_of, shipped_signatures
 from lading.checkpoint.inventory import Checkpoint, hash_layout, open_checkpoint
+from lading.checkpoint.quantised import find_weights
 from lading.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -62,12 +64,22 @@ def identify(path: CheckpointPath) -> Identification:
 
 def identify_checkpoint(checkpoint: Checkpoint, model_class: str | None = None) -> Identification:
     """Tell what an opened checkpoint is, or what it is as a network of one class; see `identify`."""
-    shapes = {name: info.shape for name, info in checkpoint.items()}
-    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint), model_class)
-    candidates, contradictions = _with_sibling_config(list(found.candidates), checkpoint)
+    weights = find_weights(checkpoint)
+    shapes = {name: info.shape for name, info in weights.tensors.items()}
+    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint), checkpoint, model_class)
+    if not weights.shapes_known and found.lora is None:
+        found = _without_shapes(found, shapes, checkpoint.containers, model_class)
+    candidates, contradictions = _with_configs(list(found.candidates), checkpoint)
     problems = [_missing_shards(checkpoint.missing)] if checkpoint.missing else []
+    problems += [f"quantised: {remedy}" for remedy in weights.remedies]
     problems += [*found.problems, *contradictions, *_ambiguities(candidates)]
-    return replace(found, files=checkpoint.files, candidates=tuple(candidates), problems=tuple(problems))
+    return replace(
+        found,
+        files=checkpoint.files,
+        candidates=tuple(candidates),
+        problems=tuple(problems),
+        quantised=weights.schemes,
+    )
 
 
 def identify_tensors(shapes: Mapping[str, Shape]) -> Identification:
@@ -76,19 +88,43 @@ def identify_tensors(shapes: Mapping[str, Shape]) -> Identification:
     return replace(found, problems=(*found.problems, *_ambiguities(found.candidates)))
 
 
-def _identify(shapes: Mapping[str, Shape], digest: str, hints: str, model_class: str | None = None) -> Identification:
+def _without_shapes(
+    found: Identification, shapes: Mapping[str, Shape], containers: tuple[str, ...], model_class: str | None
+) -> Identification:
+    """Name the networks of a file whose shapes are not those of its network: by names, without their configs."""
+    candidates = []
+    for part in divide(Shapes(shapes), containers):
+        for view in unwrap(part):
+            patterns = patterns_of(view.shapes)
+            for signature in _signatures(model_class):
+                if signature.fit(patterns).is_full:
+                    component = registry.find_architecture(signature.family, signature.model_class).component
+                    candidate = Candidate(
+                        signature.family, component, signature.model_class, {}, signature.layout, "structure"
+                    )
+                    candidates.append(replace(candidate, prefix=view.prefix))
+    return replace(found, candidates=tuple(candidates) or found.candidates)
+
+
+def _identify(
+    shapes: Mapping[str, Shape],
+    digest: str,
+    hints: str,
+    checkpoint: Checkpoint | None = None,
+    model_class: str | None = None,
+) -> Identification:
     problems = []
     known = known_models().get(digest)
     if known is not None and any("," in name or ":" in name for name in shapes):
         problems.append("the hash is a published one, but names with commas or colons can imitate any: it is not used")
         known = None
+    lora = recognise_lora(shapes, checkpoint, hints)
+    if lora is not None:
+        return Identification((), digest, (), (*problems, *lora_problems(lora)), known, lora=lora)
     content = sort_content(shapes)
     for scheme, count in content.companions.items():
         problems.append(f"quantised: {count} tensors are what {scheme} adds; shapes of quantised weights may differ")
-    if content.lora is not None:
-        problems.append(f"a LoRA in the {content.lora} dialect, no network: load it onto the one it was made for")
-        return Identification((), digest, (), tuple(problems), known)
-    findings = _findings(content.whole, model_class)
+    findings = _findings(content.whole, () if checkpoint is None else checkpoint.containers, model_class)
     candidates = _ranked([one for finding in findings for one in finding.candidates], known, hints)
     problems += [problem for finding in findings for problem in finding.problems]
     if candidates:
@@ -106,17 +142,17 @@ def _identify(shapes: Mapping[str, Shape], digest: str, hints: str, model_class:
     return Identification((), digest, tuple(candidates), tuple(problems), known, nearest)
 
 
-def _findings(whole: Shapes, model_class: str | None) -> list[_Finding]:
+def _findings(whole: Shapes, containers: tuple[str, ...], model_class: str | None) -> list[_Finding]:
     """What is in the file; installed packages are asked where nothing that is known already fits."""
-    findings = _findings_in_parts(whole, model_class)
+    findings = _findings_in_parts(whole, containers, model_class)
     if not any(finding.complete for finding in findings) and registry.load_entry_points():
-        return _findings_in_parts(whole, model_class)
+        return _findings_in_parts(whole, containers, model_class)
     return findings
 
 
-def _findings_in_parts(whole: Shapes, model_class: str | None) -> list[_Finding]:
+def _findings_in_parts(whole: Shapes, containers: tuple[str, ...], model_class: str | None) -> list[_Finding]:
     """Look at the parts that the prefixes of usual repackagings make, then at the file as one network."""
-    parts = divide(whole)
+    parts = divide(whole, containers)
     findings = [_look_at(part, model_class) for part in parts]
     if any(finding.complete for finding in findings) or not any(part.prefix for part in parts):
         return findings
@@ -283,27 +319,41 @@ def _hints(checkpoint: Checkpoint) -> str:
     return " ".join(texts).lower()
 
 
-def _with_sibling_config(candidates: list[Candidate], checkpoint: Checkpoint) -> tuple[list[Candidate], list[str]]:
-    """Let the config.json beside the file decide what shapes leave open, and say where it contradicts them."""
+def _with_configs(candidates: list[Candidate], checkpoint: Checkpoint) -> tuple[list[Candidate], list[str]]:
+    """Let the config.json of a network decide what shapes leave open, and say where it contradicts them."""
+    problems = []
+    for inventory in checkpoint.inventories:
+        for prefix, config in inventory.configs.items():
+            own = [one for one in candidates if one.prefix == prefix]
+            decided, found = _decided(own, config, f"{inventory.file}: {prefix}config.json")
+            candidates = [*decided, *(one for one in candidates if one not in own)]
+            problems += found
     file = checkpoint.files[0].parent / "config.json"
     try:
         sibling = json.loads(file.read_bytes()) if file.is_file() and file.stat().st_size < 1_000_000 else None
     except (OSError, ValueError, RecursionError):
         sibling = None
-    if not isinstance(sibling, dict):
+    candidates, found = _decided(candidates, sibling, str(file))
+    return candidates, [*problems, *found]
+
+
+def _decided(candidates: list[Candidate], config: Any, where: str) -> tuple[list[Candidate], list[str]]:
+    """Keep of the candidates of a prefix the one that a config is of, with what it says."""
+    if not isinstance(config, dict):
         return candidates, []
-    names = [sibling.get("_class_name"), *(sibling.get("architectures") or ())]
+    architectures = config.get("architectures")
+    names = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else ())]
     fitting = [one for one in candidates if one.model_class and one.model_class.rpartition(".")[2] in names]
     if not fitting:
         return candidates, []
     chosen = fitting[0]
     problems = [
-        f"{file}: says {key} {sibling[key]!r}, the tensors say {value!r}"
+        f"{where}: says {key} {config[key]!r}, the tensors say {value!r}"
         for key, value in chosen.config.items()
-        if key in sibling and key not in chosen.unverified and _plain(sibling[key]) != _plain(value)
+        if key in config and key not in chosen.unverified and _plain(config[key]) != _plain(value)
     ]
-    told = {key: sibling[key] for key in chosen.unverified if key in sibling}
-    others = {key: value for key, value in sibling.items() if not key.startswith("_") and key not in chosen.config}
+    told = {key: config[key] for key in chosen.unverified if key in config}
+    others = {key: value for key, value in config.items() if not key.startswith("_") and key not in chosen.config}
     left = {key: value for key, value in chosen.unverified.items() if key not in told}
     decided = replace(chosen, config={**others, **chosen.config, **told}, unverified=left)
     rivals = [one for one in candidates if one.prefix != chosen.prefix]

@@ -1,7 +1,7 @@
 """Stored bytes to tensors: views of the memory that they were read into, or casts, piece by piece.
 
-A span is a stretch of the file of at most one piece. A reading thread fetches it whole and casts its parts into their
-tensors while other threads fetch the next spans: besides the result, memory holds one span for each thread.
+A span is a stretch of the file of at most one piece. A reading thread fetches it whole and casts, or decodes, its parts
+into their tensors while other threads fetch the next spans: besides the result, memory holds one span for each thread.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from dataclasses import dataclass
 import torch
 
 from lading.checkpoint.arena import Arena
-from lading.checkpoint.dtypes import packed_shape, torch_dtype_of
+from lading.checkpoint.decoding import Decoder, decode_into
+from lading.checkpoint.dtypes import element_count, packed_shape, stored_block, torch_dtype_of
+from lading.checkpoint.encoding import Encoding
 from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.mapping import FileMapping
 from lading.checkpoint.reading import PIECE_BYTES
 
 _ALIGNMENT = 64
+_ALIGNMENT_OF_NUMBERS = 8
 _SERIAL_ELEMENTS = (1 << 15) - 64
 """So few that torch copies them in the calling thread: the reading threads are the parallelism."""
 
@@ -27,16 +30,23 @@ class Part:
     """Elements of one tensor that lie in one span.
 
     Attributes:
+        info: of the tensor.
         start: offset of the first byte in the file.
         end: offset one past the last.
-        dtype: as stored.
+        first: how many elements of the tensor come before them.
         target: flat, one element for each stored one.
     """
 
+    info: TensorInfo
     start: int
     end: int
-    dtype: torch.dtype
+    first: int
     target: torch.Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As stored."""
+        return torch_dtype_of(self.info)
 
 
 @dataclass(frozen=True)
@@ -70,13 +80,19 @@ def stored_elements(memory: Arena | FileMapping, dtype: torch.dtype, start: int,
     return memory.tensor(dtype, start, end)
 
 
+def stored_bytes(memory: Arena | FileMapping, start: int, end: int) -> torch.Tensor:
+    """Return a stretch of memory as bytes, at an address where numbers of any dtype may begin."""
+    stored = memory.tensor(torch.uint8, start, end)
+    return stored.clone() if stored.data_ptr() % _ALIGNMENT_OF_NUMBERS else stored
+
+
 def cast_targets(infos: Mapping[str, TensorInfo], dtypes: Mapping[str, torch.dtype | None]) -> dict[str, torch.Tensor]:
     """Return tensors for the results of casts, not yet filled: views of one arena."""
     places: dict[str, tuple[torch.dtype, int, int]] = {}
     end = 0
     for name, info in infos.items():
         dtype = dtypes[name] or torch_dtype_of(info)
-        nbytes = (info.end - info.start) // torch_dtype_of(info).itemsize * dtype.itemsize
+        nbytes = element_count(info) * dtype.itemsize
         places[name] = (dtype, end, end + nbytes)
         end += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
     arena = Arena(0, end)
@@ -97,14 +113,20 @@ def cut_spans(
     return [*spans, Span(tuple(parts))] if parts else spans
 
 
-def cast_span(span: Span, memory: Arena | FileMapping, start: int) -> None:
+def cast_span(span: Span, memory: Arena | FileMapping, start: int, decoders: Mapping[Encoding, Decoder]) -> None:
     """Cast the parts of a span into their targets.
 
     Args:
         memory: holds the file's bytes from `start` on.
+        decoders: of the encodings of its tensors.
     """
     for part in span.parts:
-        copy_serially(part.target, stored_elements(memory, part.dtype, part.start - start, part.end - start))
+        encoding = part.info.encoding
+        if encoding is None:
+            copy_serially(part.target, stored_elements(memory, part.dtype, part.start - start, part.end - start))
+        else:
+            stored = stored_bytes(memory, part.start - start, part.end - start)
+            decode_into(part.target, stored, encoding, part.first, decoders[encoding])
 
 
 def copy_serially(target: torch.Tensor, source: torch.Tensor) -> None:
@@ -116,9 +138,9 @@ def copy_serially(target: torch.Tensor, source: torch.Tensor) -> None:
 def _parts(infos: Mapping[str, TensorInfo], targets: Mapping[str, torch.Tensor], piece_bytes: int) -> Iterator[Part]:
     for name in sorted(infos, key=lambda name: infos[name].start):
         info, flat = infos[name], targets[name].view(-1)
-        dtype = torch_dtype_of(info)
-        step = piece_bytes // dtype.itemsize
+        block, block_bytes = stored_block(info)
+        step = max(piece_bytes // block_bytes, 1) * block
         for first in range(0, flat.numel(), step):
             part = flat[first : first + step]
-            start = info.start + first * dtype.itemsize
-            yield Part(start, start + part.numel() * dtype.itemsize, dtype, part)
+            start = info.start + first // block * block_bytes
+            yield Part(info, start, start + -(-part.numel() // block) * block_bytes, first, part)

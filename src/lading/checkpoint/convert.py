@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from lading.checkpoint.arena import Arena, Scratch, block_ceiling, block_floor
 from lading.checkpoint.files import CheckpointPath, stem_of
 from lading.checkpoint.header import SAFETENSORS_DTYPES, TensorInfo
 from lading.checkpoint.inventory import Checkpoint, open_checkpoint, read_inventory
+from lading.checkpoint.quantised import as_the_network_has_it
 from lading.checkpoint.reader import FileReader
 from lading.checkpoint.reading import PIECE_BYTES, OnBytes, Reading
 from lading.errors import CheckpointError
@@ -61,8 +63,9 @@ def convert_checkpoint(
 ) -> tuple[Path, ...]:
     """Write a checkpoint anew as safetensors and return the files of the result.
 
-    The metadata stays, the tensors keep names, shapes and, without a cast, every bit. A run that is stopped leaves the
-    source as it was and no target.
+    The metadata stays, the tensors keep names, shapes and, without a cast, every bit; only GGUF's blocks are always
+    decoded. With a cast, quantised weights are decoded, and what only told how is left out. A run that is stopped
+    leaves the source as it was and no target.
 
     Args:
         source: a file, a list of files merged in order, a folder, a glob or an `index.json`, safetensors or torch; or
@@ -73,8 +76,8 @@ def convert_checkpoint(
         on_bytes: told of the source's bytes twice, as they are written and as they are compared, from several threads.
 
     Raises:
-        CheckpointError: the source is no checkpoint, the target is there already, the disk is too small or fails, or
-            what was written is not what is there to read.
+        CheckpointError: the source is no checkpoint or cannot be decoded, the target is there already, the disk is too
+            small or fails, or what was written is not what is there to read.
 
     >>> import lading, tempfile, pathlib
     >>> target = pathlib.Path(tempfile.mkdtemp()) / "vae.safetensors"
@@ -84,6 +87,8 @@ def convert_checkpoint(
     {'bfloat16': 184}
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    if torch_dtype is not None:
+        checkpoint = as_the_network_has_it(checkpoint)
     target = Path(target)
     dtype = None if torch_dtype is None else dtype_name(str(torch_dtype))
     limit = None if max_shard_size is None else parse_size(max_shard_size)
@@ -205,6 +210,7 @@ class _Piece:
     Attributes:
         start: offset of the first byte in the source file.
         end: offset one past the last.
+        first: how many elements of the tensor come before it.
         dtype: of the result.
         shard: the name of the result's file.
         place: offset in that file.
@@ -213,18 +219,32 @@ class _Piece:
     info: TensorInfo
     start: int
     end: int
+    first: int
     dtype: str
     shard: str
     place: int
+
+    @property
+    def elements(self) -> int:
+        """How many it holds; a block at the end may have more than the tensor."""
+        block, block_bytes = _block(self.info)
+        return min((self.end - self.start) // block_bytes * block, prod(self.info.shape) - self.first)
 
 
 def _pieces(name: str, checkpoint: Checkpoint, shard: _Shard) -> Iterator[_Piece]:
     info = checkpoint[name]
     dtype, place, _ = shard.places[name]
-    step = PIECE_BYTES if info.stride is None else info.end - info.start
+    block, block_bytes = _block(info)
+    step = PIECE_BYTES // block_bytes * block_bytes if info.stride is None else info.end - info.start
     for start in range(info.start, info.end, step):
-        moved = (start - info.start) * DTYPE_BITS[dtype] // DTYPE_BITS[info.dtype]
-        yield _Piece(info, start, min(start + step, info.end), dtype, shard.name, place + moved)
+        first = (start - info.start) // block_bytes * block
+        moved = first * DTYPE_BITS[dtype] // 8
+        yield _Piece(info, start, min(start + step, info.end), first, dtype, shard.name, place + moved)
+
+
+def _block(info: TensorInfo) -> tuple[int, int]:
+    """Elements that take a whole number of bytes together, and how many bytes."""
+    return (8, DTYPE_BITS[info.dtype]) if info.encoding is None else (info.encoding.block, info.encoding.block_bytes)
 
 
 class _Writer:
@@ -285,7 +305,10 @@ class _Writer:
             if info.stride is None:
                 reader.fill(arena.view(0, block_ceiling(piece.end) - first), first)
                 start, end = piece.start - first, piece.end - first
-                data = arena.view(start, end) if piece.dtype == info.dtype else _cast(arena, start, end, piece)
+                if info.encoding is not None:
+                    data = _decoded(arena, start, end, piece)
+                else:
+                    data = arena.view(start, end) if piece.dtype == info.dtype else _cast(arena, start, end, piece)
             else:
                 data = _dense(reader.tensor(info), piece)
             _write_all(self._targets[piece.shard], data, piece.place)
@@ -322,6 +345,19 @@ def _cast(arena: Arena, start: int, end: int, piece: _Piece) -> memoryview:
         copy_serially(target, source)
     except RuntimeError as error:
         raise CheckpointError(f"{piece.info.file}: torch cannot cast its tensors: {error}") from None
+    return target.view(torch.uint8).numpy().data
+
+
+def _decoded(arena: Arena, start: int, end: int, piece: _Piece) -> memoryview:
+    import torch
+
+    from lading.checkpoint.casting import stored_bytes
+    from lading.checkpoint.decoding import decode_into, decoder_of
+
+    assert piece.info.encoding is not None
+    target = torch.empty(piece.elements, dtype=getattr(torch, piece.dtype))
+    stored = stored_bytes(arena, start, end)
+    decode_into(target, stored, piece.info.encoding, piece.first, decoder_of(piece.info))
     return target.view(torch.uint8).numpy().data
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lading.checkpoint.files import CheckpointPath
 from lading.checkpoint.header import TensorInfo
-from lading.checkpoint.inventory import open_checkpoint
+from lading.checkpoint.inventory import Checkpoint, open_checkpoint
 from lading.checkpoint.reader import FileReader
 from lading.errors import CheckpointError
 
@@ -21,7 +21,8 @@ class DiskMap(Mapping[str, "torch.Tensor"]):
     Names, `in`, `len` and iteration read nothing. A tensor that was handed out is the caller's: the map keeps none.
 
     Args:
-        path: a file, a list of files merged in order, a folder, a glob or an `index.json`.
+        path: a file, a list of files merged in order, a folder, a glob or an `index.json`; or a checkpoint that is
+            open.
         device: where tensors go.
         torch_dtype: floating-point tensors are cast to it. None casts nothing.
         state_dict_converter: renames. It is called once with `{name: name}` and returns `{new name: name}`; it may
@@ -38,14 +39,14 @@ class DiskMap(Mapping[str, "torch.Tensor"]):
 
     def __init__(
         self,
-        path: CheckpointPath,
+        path: CheckpointPath | Checkpoint,
         device: str | torch.device = "cpu",
         torch_dtype: torch.dtype | str | None = None,
         state_dict_converter: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
     ) -> None:
         from lading.checkpoint.dtypes import named_dtype
 
-        self.checkpoint = open_checkpoint(path)
+        self.checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
         self.device = device
         self.torch_dtype = None if torch_dtype is None else named_dtype(torch_dtype)
         self._readers = {

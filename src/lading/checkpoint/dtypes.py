@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import TypeAlias
 
 import torch
@@ -41,6 +42,24 @@ def packed_shape(info: TensorInfo) -> tuple[int, ...]:
     if not info.shape or info.shape[-1] % 2:
         raise CheckpointError(f"{info.file}: float4 of shape {info.shape} does not pack in pairs: the file is damaged")
     return (*info.shape[:-1], info.shape[-1] // 2)
+
+
+def stored_block(info: TensorInfo) -> tuple[int, int]:
+    """Return how many elements can only be read together, and the bytes that they take in the file."""
+    encoding = info.encoding
+    return (1, torch_dtype_of(info).itemsize) if encoding is None else (encoding.block, encoding.block_bytes)
+
+
+def element_count(info: TensorInfo) -> int:
+    """Return how many elements are made of the bytes of a tensor; of one with strides, all that its bytes span."""
+    if info.encoding is not None:
+        return prod(info.shape)
+    return (info.end - info.start) // torch_dtype_of(info).itemsize
+
+
+def is_stored_as(info: TensorInfo, dtype: torch.dtype) -> bool:
+    """Whether a tensor's bytes in the file are those of a tensor of a dtype."""
+    return info.encoding is None and torch_dtype_of(info) == dtype
 
 
 def named_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -19,7 +19,7 @@ from lading.errors import CheckpointError
 CheckpointPath: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
 """One path, or several whose tensors are merged in order."""
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model", "pytorch_lora_weights")
 """The names that diffusers, transformers and PEFT give to weights, without variant, shard number and suffix."""
 

@@ -12,13 +12,16 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lading.errors import CheckpointError
 from lading.sizes import DTYPE_BITS, tensor_nbytes
+
+if TYPE_CHECKING:
+    from lading.checkpoint.encoding import Encoding
 
 MAX_HEADER_BYTES = 100_000_000
 """The bound that the reference implementation sets."""
@@ -74,12 +77,13 @@ class TensorInfo:
     """Where one tensor lies and what it is.
 
     Attributes:
-        dtype: torch's name of the dtype.
+        dtype: torch's name of the dtype; of an encoded tensor, that of the decoded one.
         shape: sizes, outermost first; `()` for a scalar.
         file: the file that holds it.
         start: offset of its first byte in that file.
         end: offset one past its last byte.
         stride: in elements, where the bytes are not in row-major order; only torch files hold such tensors.
+        encoding: where the elements are stored otherwise than they compute.
     """
 
     dtype: str
@@ -88,13 +92,20 @@ class TensorInfo:
     start: int
     end: int
     stride: tuple[int, ...] | None = None
+    encoding: Encoding | None = None
 
     @property
     def nbytes(self) -> int:
-        return tensor_nbytes(self.dtype, self.shape)
+        """As it is stored."""
+        return tensor_nbytes(self.dtype, self.shape) if self.encoding is None else self.end - self.start
+
+    @property
+    def kind(self) -> str:
+        """What its elements are stored as: a dtype, or the name of an encoding."""
+        return self.dtype if self.encoding is None else self.encoding.scheme
 
     def __str__(self) -> str:
-        return f"{self.dtype} {'x'.join(map(str, self.shape)) or 'scalar'} at {self.file.name}[{self.start}:{self.end}]"
+        return f"{self.kind} {'x'.join(map(str, self.shape)) or 'scalar'} at {self.file.name}[{self.start}:{self.end}]"
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,8 @@ class FileInventory:
 
     Attributes:
         layout: shapes by name as the file nests them; only torch files nest. The hash is made of it.
-        format: "safetensors", "torch zip" or "torch legacy".
+        format: "safetensors", "torch zip", "torch legacy", "GGUF" or "DDUF".
+        configs: what stands before the names of a network's tensors -> its config.json; only DDUF files hold them.
     """
 
     file: Path
@@ -112,6 +124,7 @@ class FileInventory:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     layout: dict[str, Any]
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def read_safetensors_header(file: Path) -> FileInventory:

@@ -57,8 +57,18 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
     @property
     def dtypes(self) -> dict[str, int]:
-        """How many tensors there are of each dtype, the most frequent first."""
-        return dict(Counter(info.dtype for info in self.tensors.values()).most_common())
+        """How many tensors there are of each dtype, the most frequent first; encodings count as dtypes."""
+        return dict(Counter(info.kind for info in self.tensors.values()).most_common())
+
+    @property
+    def containers(self) -> tuple[str, ...]:
+        """What stands before the names of tensors that a file keeps apart, in a dict of their own."""
+        found: dict[str, None] = {}
+        for inventory in self.inventories:
+            for prefix, held in _dicts(inventory.layout):
+                if prefix and any(not isinstance(value, Mapping) for value in held.values()):
+                    found[prefix] = None
+        return tuple(found)
 
     def hash(self, with_shape: bool = True) -> str:
         """Return the md5 that names this set of tensors; see `lading.hash_model_file`."""
@@ -131,7 +141,13 @@ def read_inventory(file: Path) -> FileInventory:
     if start.lstrip().lower().startswith(_MARKUP):
         raise CheckpointError(f"{file}: a web page, not weights: the download was answered by an error or a login page")
     if start.startswith(b"GGUF"):
-        raise CheckpointError(f"{file}: a GGUF file: lading reads safetensors and torch files")
+        from lading.checkpoint.gguf_file import read_gguf_header  # other files need no tables of ggml
+
+        return read_gguf_header(file)
+    if file.suffix == ".dduf":
+        from lading.checkpoint.dduf_file import read_dduf_inventory  # others need no zip, and no huggingface_hub
+
+        return read_dduf_inventory(file)
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
         if file.suffix == ".safetensors":
             raise CheckpointError(f"{file}: a pickle under the name of a safetensors file: refused as unsafe")
@@ -161,6 +177,14 @@ def hash_model_file(path: CheckpointPath, with_shape: bool = True) -> str:
     True
     """
     return open_checkpoint(path).hash(with_shape)
+
+
+def _dicts(layout: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield a layout and those nested in it, each with what stands before the names in it."""
+    yield prefix, layout
+    for name, value in layout.items():
+        if isinstance(value, Mapping):
+            yield from _dicts(value, f"{prefix}{name}.")
 
 
 def hash_layout(layout: Mapping[str, Any], with_shape: bool = True) -> str:

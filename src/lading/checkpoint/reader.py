@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from lading import host
+from lading import events, host
 from lading.checkpoint.arena import Arena, Scratch, block_ceiling, block_floor
 from lading.checkpoint.header import FileInventory, TensorInfo
 from lading.checkpoint.mapping import FileMapping, map_file, resident_share
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     import torch
 
     from lading.checkpoint.casting import Span
+    from lading.checkpoint.decoding import Decoder
     from lading.checkpoint.dtypes import DtypeOf
+    from lading.checkpoint.encoding import Encoding
     from lading.checkpoint.upload import Upload
 
     Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -83,11 +86,12 @@ class FileReader:
             use,
         )
         self.choice = choose_way(facts) if forced is None else Choice(forced, "forced by LADING_READ")
+        self._decoders: dict[Encoding, Decoder] = {}
         self._fits = fits(facts.nbytes, facts.available)
         self._resident = facts.resident >= _RESIDENT
         if self.choice.way == "direct" and not self._source.open_direct():
             self.choice = Choice("buffered", "no direct reads on this file system")
-        _log.debug("%s: %s", inventory.file, self.choice)
+        self._tell_choice()
 
     def read(self, extents: Iterable[Extent], on_bytes: OnBytes | None = None) -> Reading:
         """Start to read extents into memory that the caller owns; see `Reading`."""
@@ -104,9 +108,17 @@ class FileReader:
         scratch: Scratch,
         on_bytes: OnBytes | None = None,
     ) -> list[Callable[[], None]]:
-        """The reads that fill tensors of other dtypes than the stored ones, for a `Reading` of several files."""
-        from lading.checkpoint.casting import cut_spans
+        """The reads that fill tensors of other dtypes than the stored ones, for a `Reading` of several files.
 
+        Raises:
+            CheckpointError: a tensor is encoded, and cannot be decoded here.
+        """
+        from lading.checkpoint.casting import cut_spans
+        from lading.checkpoint.decoding import decoder_of
+
+        for info in infos.values():
+            if info.encoding is not None and info.encoding not in self._decoders:
+                self._decoders[info.encoding] = decoder_of(info)
         spans = cut_spans(infos, targets, scratch.piece_bytes)
         mapping = self._passing_mapping() if spans else None
         memory = scratch if mapping is None else mapping
@@ -143,7 +155,11 @@ class FileReader:
 
         dtype_of = dtype_of or as_stored
         wanted = {name: cast_of(info, dtype_of(name)) for name, info in infos.items()}
-        cast = {name: info for name, info in infos.items() if wanted[name] and info.nbytes and info.stride is None}
+        cast = {
+            name: info
+            for name, info in infos.items()
+            if info.encoding is not None or (wanted[name] and info.nbytes and info.stride is None)
+        }
         stored = {name: info for name, info in infos.items() if name not in cast}
         targets = cast_targets(cast, wanted)
         memory, tasks = self._memory(stored, on_bytes)
@@ -194,7 +210,7 @@ class FileReader:
             if mapping is None:
                 if self._fits:
                     self.choice = Choice("buffered", "it cannot be held by a lease")
-                    _log.debug("%s: %s", source.file, self.choice)
+                    self._tell_choice()
                     return None
                 _log.warning(
                     "%s: larger than the free memory, and mapped without a lease: if it is cut while its tensors "
@@ -206,6 +222,11 @@ class FileReader:
             source.require_unchanged()
             let_torch_save()
         return self._mapping
+
+    def _tell_choice(self) -> None:
+        _log.debug("%s: %s", self._source.file, self.choice)
+        now = time.perf_counter()
+        events.tell("open", str(self.choice), self._source.file, now, now, self._source.nbytes)
 
     def _passing_mapping(self) -> FileMapping | None:
         """Map a file that is in the page cache for casts alone: what they have used is let go of piece by piece."""
@@ -222,12 +243,12 @@ class FileReader:
         try:
             if isinstance(memory, FileMapping):
                 memory.populate(start, end)
-                cast_span(span, memory, 0)
+                cast_span(span, memory, 0, self._decoders)
                 memory.forget(span.start, span.end)
             else:
                 with memory.borrow() as arena:
                     self._source.fill(arena.view(0, end - start), start)
-                    cast_span(span, arena, start)
+                    cast_span(span, arena, start, self._decoders)
         except RuntimeError as error:
             raise CheckpointError(f"{self._source.file}: torch cannot cast its tensors: {error}") from None
         if on_bytes is not None:

@@ -134,8 +134,12 @@ def _read(
             infos = by_file[inventory.file]
             if upload is None:
                 loadings.append(FileReader(inventory, use, together).start(infos, dtype_of, on_bytes, scratch))
-            else:
-                loadings.append(FileReader(inventory, "once").start_on(upload, infos, dtype_of, on_bytes))
+                continue
+            encoded = {name: info for name, info in infos.items() if info.encoding is not None}
+            others = {name: info for name, info in infos.items() if info.encoding is None}
+            loadings.append(FileReader(inventory, "once").start_on(upload, others, dtype_of, on_bytes))
+            if encoded:  # decoded here, and sent when all is there
+                loadings.append(FileReader(inventory, "once").start(encoded, dtype_of, on_bytes, scratch))
         if meanwhile is not None:
             meanwhile()
         for loading in loadings:

@@ -1,8 +1,9 @@
 """The inventory of a file written by `torch.save`, without torch and without running what its pickle asks for.
 
-A pickle is a program. This reader runs it on a machine that knows a few harmless names: dicts, and the functions that
-rebuild tensors, replaced by ones that only note shape, dtype and where the bytes lie. Everything else is refused by
-name. Source of the formats: torch/serialization.py (`_save` for the zip format, `_legacy_save` for the older one).
+A pickle is a program. This reader runs it on a machine that knows a few harmless names: dicts, the functions that
+rebuild tensors, replaced by ones that only note shape, dtype and where the bytes lie, and what training scripts save
+beside the weights, replaced by nothing. Everything else is refused by name. Source of the formats:
+torch/serialization.py (`_save` for the zip format, `_legacy_save` for the older one).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 from pickle import BUILD
 from typing import IO, Any, ClassVar, NoReturn
 
+from lading.checkpoint.encoding import encoding_of_package
 from lading.checkpoint.header import MAX_RANK, FileInventory, FileStamp, TensorInfo, check_tensor_name
-from lading.checkpoint.unpickling import BoundedUnpickler
+from lading.checkpoint.unpickling import MAX_ARGUMENTS, BoundedUnpickler
 from lading.errors import CheckpointError
 from lading.sizes import DTYPE_BITS, tensor_nbytes
 
@@ -50,12 +52,33 @@ _STORAGES: dict[str, str] = {
     "ComplexDoubleStorage": "complex128",
     "UntypedStorage": "uint8",
 }
+_TENSOR_PACKAGE = "torchao"
+"""Its tensors are made of others, which are no storages of their own."""
+
+_MAX_TENSOR_CLASSES = 100
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 @dataclass(frozen=True)
 class _Dtype:
     name: str
+
+
+class _Nothing:
+    """Whatever a training script saved beside the weights: it takes what a pickle puts into it, and keeps none."""
+
+    def __new__(cls, *_arguments: object, **_options: object) -> _Nothing:
+        return super().__new__(cls)
+
+    def __setitem__(self, key: object, value: object) -> None: ...
+
+    def append(self, value: object) -> None: ...
+
+    def extend(self, values: object) -> None: ...
+
+    def add(self, value: object) -> None: ...
+
+    def update(self, values: object) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,19 @@ class _Tensor:
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Wrapped:
+    """A tensor that a package makes of others.
+
+    Attributes:
+        kind: its class.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class _RefusedError(Exception):
@@ -115,6 +151,10 @@ class _Notary(BoundedUnpickler):
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(BoundedUnpickler.dispatch)
 
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream)
+        self._tensor_classes: dict[str, type[_Nothing]] = {}
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _HARMLESS:
             return _HARMLESS[module, name]
@@ -122,7 +162,18 @@ class _Notary(BoundedUnpickler):
             return _Dtype(name)
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _Dtype(_STORAGES[name])
+        module = _NAMES_OF_PYTHON_2.get(module, module)
+        package = module.partition(".")[0]
+        if package == _TENSOR_PACKAGE:
+            return self._tensor_class(name)
+        if package in _BESIDE_WEIGHTS or (module, name) in _BESIDE_WEIGHTS:
+            return _Nothing
         raise _RefusedError(f"it holds code, {module}.{name}")
+
+    def _tensor_class(self, name: str) -> type[_Nothing]:
+        if name not in self._tensor_classes and len(self._tensor_classes) == _MAX_TENSOR_CLASSES:
+            raise _RefusedError(f"it names more than {_MAX_TENSOR_CLASSES} classes of {_TENSOR_PACKAGE}")
+        return self._tensor_classes.setdefault(name, type(name, (_Nothing,), {}))
 
     def persistent_load(self, pid: Any) -> _Storage:
         tag, storage, key, _location, elements, *view = pid
@@ -178,6 +229,24 @@ def _rebuild_parameter(tensor: _Tensor, *_rest: object) -> _Tensor:
     return tensor
 
 
+def _rebuild_wrapped(kind: type, dtype: _Dtype, shape: tuple[int, ...], *_rest: object) -> _Wrapped:
+    if len(shape) > MAX_RANK or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        raise _RefusedError(f"a tensor has the impossible shape {reprlib.repr(shape)}")
+    return _Wrapped(kind.__name__, dtype.name, tuple(shape))
+
+
+def _rebuild_by(rebuild: Callable[..., Any], _kind: object, arguments: tuple[Any, ...], *_rest: object) -> Any:
+    known = rebuild in (_rebuild_tensor, _rebuild_typed_tensor, _rebuild_wrapped)
+    parts = [one for one in (arguments, *arguments[:MAX_ARGUMENTS]) if isinstance(one, (list, tuple))]
+    if not known or any(len(one) > MAX_ARGUMENTS for one in parts):
+        raise _RefusedError("it rebuilds a tensor in a way that torch has none of")
+    return rebuild(*arguments)
+
+
+def _dict(*_arguments: object) -> dict[Any, Any]:
+    return {}
+
+
 def _tuple(sizes: tuple[int, ...] = ()) -> tuple[int, ...]:
     return tuple(sizes)
 
@@ -192,16 +261,50 @@ def _nothing(*_arguments: object) -> None:
 
 _HARMLESS: dict[tuple[str, str], Callable[..., Any] | type] = {
     ("collections", "OrderedDict"): _ordered_dict,
+    ("collections", "defaultdict"): _dict,
     ("torch", "Size"): _tuple,
     ("torch", "device"): _nothing,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_typed_tensor,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_by,
+    ("torch._utils", "_rebuild_wrapper_subclass"): _rebuild_wrapped,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     ("torch.serialization", "_get_layout"): _nothing,
 }
 
+_BESIDE_WEIGHTS: frozenset[str | tuple[str, str]] = frozenset(
+    (
+        "lightning",
+        "lightning_fabric",
+        "omegaconf",
+        "pytorch_lightning",
+        ("_codecs", "encode"),
+        ("argparse", "Namespace"),
+        ("builtins", "dict"),
+        ("builtins", "int"),
+        ("builtins", "list"),
+        ("builtins", "set"),
+        ("copyreg", "_reconstructor"),
+        ("datetime", "datetime"),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy.core.multiarray", "scalar"),
+        ("pathlib", "PosixPath"),
+        ("pathlib", "WindowsPath"),
+        ("torch", "Tensor"),
+        ("torch.nn.parameter", "Parameter"),
+        ("typing", "Any"),
+    )
+)
+"""What checkpoints of training hold beside weights: options, counters, states of callbacks. Packages are whole."""
+
+_NAMES_OF_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""What the second pickle protocol, which torch writes, calls modules."""
 
 Extents = dict[str, tuple[int, int]]
 """Where each storage lies: key -> (offset in the file, bytes)."""
@@ -211,6 +314,8 @@ def _read_zip(stream: IO[bytes]) -> tuple[Any, Extents]:
     with zipfile.ZipFile(stream) as archive:
         entries = archive.infolist()
         programs = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
+        if not programs and any(entry.filename == "model_index.json" for entry in entries):
+            raise _RefusedError("it is a DDUF file, whose name has to end in .dduf")
         if len(programs) != 1:
             raise _RefusedError(f"a torch file holds one data.pkl, this one {len(programs)}")
         (program,) = programs
@@ -304,7 +409,7 @@ def _flatten(
                 raise CheckpointError(
                     f"{file}: it holds a name of more than {MAX_NAME_LENGTH} characters: the file is damaged or hostile"
                 )
-            if isinstance(value, _Tensor):
+            if isinstance(value, (_Tensor, _Wrapped)):
                 check_tensor_name(prefix + name, file)
                 tensors[prefix + name] = _locate(prefix + name, value, file, extents, nbytes)
                 layout[name] = value.shape
@@ -315,7 +420,10 @@ def _flatten(
     return walk(root, "", 0), tensors
 
 
-def _locate(name: str, tensor: _Tensor, file: Path, extents: Extents, nbytes: int) -> TensorInfo:
+def _locate(name: str, tensor: _Tensor | _Wrapped, file: Path, extents: Extents, nbytes: int) -> TensorInfo:
+    if isinstance(tensor, _Wrapped):
+        encoding = encoding_of_package(f"torchao {tensor.kind}", "torchao")
+        return TensorInfo(tensor.dtype, tensor.shape, file, 0, 0, encoding=encoding)
     if tensor.storage.key not in extents:
         raise CheckpointError(f"{file}: tensor {name!r} has no data in the file: it is truncated or damaged")
     base, held = extents[tensor.storage.key]

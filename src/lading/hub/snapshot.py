@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from lading.checkpoint.dduf_file import is_dduf, unpack_dduf
 from lading.errors import ComponentError, DownloadError
 from lading.hub.local import or_offline, usual_folder
 from lading.hub.repository import is_model_id, is_safe_name, skips_download, what_is_there
@@ -36,8 +37,9 @@ def model_folder(
     """Return the local folder of a model, fetching what is missing when it is the id of a hub.
 
     Args:
-        model: a folder, "shapes" for the shipped model, or an id such as "org/name": of Hugging Face, whose standard
-            cache is used, or of the hub that `LADING_DOWNLOAD_SOURCE` names, whose models go to `./models/<id>`.
+        model: a folder, a DDUF file, "shapes" for the shipped model, or an id such as "org/name": of Hugging Face,
+            whose standard cache is used, or of the hub that `LADING_DOWNLOAD_SOURCE` names, whose models go to
+            `./models/<id>`.
         components: the subfolders needed; None for all that `model_index.json` names.
         revision: branch, tag or commit on the hub.
         variant: such as "fp16": these weights are fetched where a component has them.
@@ -52,6 +54,8 @@ def model_folder(
         raise ComponentError(f"subfolder={subfolder!r} is not the name of a folder inside the model: correct it")
     inside = Path(subfolder.strip("/")) if subfolder is not None else Path()
     folder = shipped_model() if model == SHIPPED else Path(model)
+    if is_dduf(folder):
+        folder = unpack_dduf(folder)
     if folder.is_dir():
         if revision is not None:
             raise ComponentError(f"{folder}: a local folder has no revision {revision!r}: leave it out")

@@ -12,7 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from lading import events
+from lading.checkpoint.dduf_file import is_dduf, packed_names
 from lading.checkpoint.files import natural_key
+from lading.collection import collection_put_off
 from lading.errors import ComponentError, LadingError
 from lading.hub import model_folder
 from lading.lazy import import_put_off
@@ -66,6 +69,7 @@ class Components(Mapping[str, Any]):
         return format_records(self.records)
 
 
+@collection_put_off()
 def load_component(
     model: str | os.PathLike[str],
     name: str,
@@ -81,8 +85,8 @@ def load_component(
     """Load one component of a pipeline: a network, tokenizer, scheduler or processor.
 
     Args:
-        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id; for a
-            network also a file that holds it, alone or beside others, in any layout that the catalog knows.
+        model: a folder in the diffusers layout, a DDUF file, "shapes" for the model that ships here, or a Hugging Face
+            id; for a network also a file that holds it, alone or beside others, in any layout that the catalog knows.
         name: the component's name in `model_index.json`, which is its subfolder.
         torch_dtype: of networks. None does what the class's own `from_pretrained` does: float32 in diffusers, the
             dtype that `config.json` states in transformers.
@@ -105,7 +109,7 @@ def load_component(
     'v_prediction'
     """
     limits = limits_on(device or "cpu", memory_limit, host_memory_limit)
-    if Path(model).is_file():
+    if Path(model).is_file() and not is_dduf(model):
         if revision is not None or variant is not None:
             raise ComponentError(f"{os.fspath(model)}: a file has no revision and no variant: leave them out")
         network = find_bare_network(model, name)
@@ -114,6 +118,7 @@ def load_component(
     return load_by_spec(find_spec(folder, name), LoadOptions(torch_dtype, device, variant, limits))[0]
 
 
+@collection_put_off()
 def load_components(
     model: str | os.PathLike[str],
     names: Iterable[str] | None = None,
@@ -132,7 +137,8 @@ def load_components(
     with a "default" for the others. A single `variant` is used where a component has it.
 
     Args:
-        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
+        model: a folder in the diffusers layout, a DDUF file, "shapes" for the model that ships here, or a Hugging Face
+            id.
         names: which; None for all that `model_index.json` names.
         memory_limit: for all networks, which take turns: only the one that computes has its weights in memory.
         host_memory_limit: see `load_model`.
@@ -250,14 +256,16 @@ def load_recorded(spec: ComponentSpec, label: str, load: Callable[[], Loaded]) -
         raise ComponentError(
             f"{spec.folder}: component {spec.name!r} ({spec.class_name}) cannot be loaded: {error}"
         ) from error
-    milliseconds = 1000 * (time.perf_counter() - start)
-    record = LoadRecord(spec.name, label, spec.qualified_class, loaded.files, *_weights(loaded.component), milliseconds)
+    end = time.perf_counter()
+    weights, milliseconds = weights_of(loaded.component), 1000 * (end - start)
+    record = LoadRecord(spec.name, label, spec.qualified_class, loaded.files, *weights, milliseconds)
     _log.info("%s", record)
+    events.tell("load", spec.name, loaded.component, start, end, record.nbytes)
     return loaded.component, record
 
 
-def _weights(component: Any) -> tuple[int, int, str | None, str | None]:
-    """Count a component's tensors and bytes; the dtype and device are those of most of its bytes."""
+def weights_of(component: Any) -> tuple[int, int, str | None, str | None]:
+    """Return how many tensors a component has, their bytes, and the dtype and device of most of these bytes."""
     import torch
 
     if not isinstance(component, torch.nn.Module):
@@ -287,6 +295,5 @@ def _require_known(names: Iterable[str], options: Mapping[str, object]) -> None:
 
 
 def _has_variant(folder: Path, variant: str | None) -> bool:
-    return variant is not None and any(
-        f".{variant}." in file.name or f".{variant}-" in file.name for file in folder.iterdir()
-    )
+    names = (*packed_names(folder), *(file.name for file in folder.iterdir()))
+    return variant is not None and any(f".{variant}." in name or f".{variant}-" in name for name in names)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from lading.catalog.architecture import Extent, InputSpec
-from lading.catalog.registry import find_architecture
-from lading.catalog.structure import shipped_signatures
+from lading.catalog.architecture import Architecture, Extent, InputSpec
+from lading.catalog.registry import architecture_of
+from lading.catalog.shapes import Shapes
 from lading.memory.management import Examples
 
 SMALLEST = Extent(height=64, width=64, tokens=8)
@@ -18,17 +19,30 @@ SMALLEST = Extent(height=64, width=64, tokens=8)
 
 def example_call(model: torch.nn.Module, extent: Extent = SMALLEST) -> Examples:
     """Return a call of a network, with tensors on the meta device; nothing for classes that the catalog lacks."""
-    config = getattr(model, "config", None)
-    name = f"{type(model).__module__.partition('.')[0]}.{type(model).__name__}"
-    family = next((signature.family for signature in shipped_signatures() if signature.model_class == name), None)
-    if family is None or config is None:
+    known = architecture_of(type(model))
+    if known is None or known[1].example_inputs is None:
         return {}
-    example_inputs = find_architecture(family, name).example_inputs
-    if example_inputs is None:
-        return {}
-    dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
-    inputs = example_inputs(config if isinstance(config, Mapping) else config.to_dict(), extent)
+    dtype = _most_common_dtype(model)
+    inputs = known[1].example_inputs(_config(model, known[1]), extent)
     return {"forward": ((), {argument: _tensors(value, dtype) for argument, value in inputs.items()})}
+
+
+def _config(model: torch.nn.Module, architecture: Architecture) -> Mapping[str, Any]:
+    """The network's config; as its shapes tell it where the class keeps none."""
+    config = getattr(model, "config", None)
+    if config is None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+        return architecture.infer_config(Shapes(shapes))
+    return config if isinstance(config, Mapping) else dict(config.to_dict())
+
+
+def _most_common_dtype(model: torch.nn.Module) -> torch.dtype:
+    """Return the dtype of most floating-point elements; some classes keep a few in float32."""
+    counts = Counter[torch.dtype]()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            counts[parameter.dtype] += parameter.numel()
+    return counts.most_common(1)[0][0] if counts else torch.float32
 
 
 def _tensors(tree: Any, dtype: torch.dtype) -> Any:

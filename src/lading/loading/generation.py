@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lading.checkpoint import open_checkpoint
 from lading.errors import ComponentError, LadingError
 from lading.latents import LatentShape
 from lading.loading.configs import read_config
 from lading.loading.latents import latent_format
+from lading.writing import require_folder, whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from lading.loading.lora import LoadedLora
 
 ANIMATED = (".gif", ".png", ".webp")
 FRAME_MILLISECONDS = 1000 // 16
@@ -42,6 +42,10 @@ class Request:
     num_frames: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+
+    def asked(self) -> dict[str, Any]:
+        """What is left to no default, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def latent_of(folder: Path, request: Request) -> LatentShape | None:
@@ -82,28 +86,22 @@ def parse_lora(text: str) -> tuple[Path, float]:
         file, scale = (Path(path), float(number)) if path else (Path(text), 1.0)
     except ValueError:
         file, scale = Path(text), 1.0
-    if not file.is_file():
+    if not file.exists():
         raise LadingError(f"{file}: there is no such file: name a LoRA, and its scale after a colon if it is not 1")
     return file, scale
 
 
-def add_loras(pipeline: Any, loras: Sequence[tuple[Path, float]]) -> None:
-    """Add LoRAs, in the format that diffusers reads, to a pipeline, each with its scale.
+def add_loras(pipeline: Any, loras: Sequence[tuple[Path, float]]) -> list[LoadedLora]:
+    """Add LoRAs to a pipeline, each with its scale.
 
     Raises:
-        ComponentError: the pipeline takes none, or a file is none for it.
+        ComponentError: a file is none for it.
     """
-    if loras and not hasattr(pipeline, "load_lora_weights"):
-        raise ComponentError(f"{type(pipeline).__name__} takes no LoRA: leave it out")
-    names = [f"lora_{number}" for number in range(len(loras))]
-    for name, (file, _) in zip(names, loras, strict=True):
-        open_checkpoint(file)  # which refuses what is no safe checkpoint
-        try:
-            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
-        except (ValueError, KeyError, RuntimeError, OSError) as error:
-            raise ComponentError(f"{file}: no LoRA for {type(pipeline).__name__}: {error}") from error
-    if loras:
-        pipeline.set_adapters(names, [scale for _, scale in loras])
+    if not loras:
+        return []
+    from lading.loading.lora import load_lora  # PEFT, which few pictures need
+
+    return [load_lora(pipeline, file, scale) for file, scale in loras]
 
 
 def draw(pipeline: Any, request: Request, on_step: Callable[[int, int], None] | None = None) -> Sequence[Image]:
@@ -118,7 +116,7 @@ def draw(pipeline: Any, request: Request, on_step: Callable[[int, int], None] | 
     import torch
 
     takes = inspect.signature(pipeline.__call__).parameters
-    asked = {name: value for name, value in vars(request).items() if value is not None and name != "seed"}
+    asked = {name: value for name, value in request.asked().items() if name != "seed"}
     strange = [name for name in asked if name not in takes]
     if strange:
         raise ComponentError(f"{type(pipeline).__name__} takes no {', '.join(strange)}: leave it out")
@@ -146,10 +144,7 @@ def check_output(out: Path) -> None:
     """
     from PIL import Image
 
-    if not out.parent.is_dir():
-        raise LadingError(f"{out}: there is no folder {out.parent}: create it first")
-    if out.is_dir():
-        raise LadingError(f"{out}: is a folder: name a file in it, such as {out / 'picture.png'}")
+    require_folder(out, "picture.png")
     Image.init()
     if out.suffix.lower() not in Image.EXTENSION or Image.EXTENSION[out.suffix.lower()] not in Image.SAVE:
         raise LadingError(f"{out}: pictures cannot be saved as {out.suffix or 'a file without suffix'!r}: use .png")
@@ -165,21 +160,8 @@ def save_frames(frames: Sequence[Image], out: Path) -> None:
         raise LadingError(
             f"{out}: {out.suffix} holds no animation of {len(frames)} frames: use {' or '.join(ANIMATED)}"
         )
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.stem}-", suffix=out.suffix)
-    os.close(handle)
-    part = Path(name)
-    try:
+    with whole_file(out) as part:
         if len(frames) > 1:
             frames[0].save(part, save_all=True, append_images=frames[1:], duration=FRAME_MILLISECONDS, loop=0)
         else:
             frames[0].save(part)
-        part.chmod(0o666 & ~_umask())
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -17,7 +17,9 @@ from lading.catalog import (
     identify_checkpoint,
 )
 from lading.checkpoint import Checkpoint, open_checkpoint
+from lading.checkpoint.dduf_file import is_dduf, unpack_dduf
 from lading.checkpoint.files import natural_key
+from lading.checkpoint.quantised import as_the_network_has_it
 from lading.errors import CheckpointError, ComponentError, IdentificationError
 from lading.hub import ModelConfig
 from lading.loading.configs import class_from_config
@@ -160,6 +162,7 @@ def gather(given: Iterable[Ingredient]) -> Ingredients:
     pipelines: list[Path] = []
     for one in given:
         paths, hints, vram_config = _named(one)
+        paths = [unpack_dduf(path) if is_dduf(path) else path for path in paths]
         for folder in (path for path in paths if path.is_dir()):
             if (folder / "model_index.json").is_file():
                 pipelines.append(folder)
@@ -204,7 +207,7 @@ def _component_folder(folder: Path) -> ComponentFolder | None:
 
 
 def _bare_file(paths: list[Path], hints: str, vram_config: dict[str, Any]) -> BareFile:
-    checkpoint = open_checkpoint(paths[0] if len(paths) == 1 else paths)
+    checkpoint = as_the_network_has_it(open_checkpoint(paths[0] if len(paths) == 1 else paths))
     found = identify_checkpoint(checkpoint)
     if not usable(found):
         raise IdentificationError(f"{', '.join(map(str, checkpoint.files))}: {why_unknown(found)}")

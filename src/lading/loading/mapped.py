@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from lading.checkpoint.dtypes import DtypeOf, cast_tensor
-from lading.loading.collection import collection_put_off
+from lading.collection import collection_put_off
 from lading.loading.network import (
     build_empty,
     fill,
@@ -35,8 +35,12 @@ def load_source(
     device: torch.device,
     limits: Limits | None = None,
     use_disk_map: bool = False,
+    empty: torch.nn.Module | None = None,
 ) -> ModelT:
     """Load a network as `load_model` does, from tensors that are made of a file's.
+
+    Args:
+        empty: the network without weights, where it is built already.
 
     Raises:
         CheckpointError: names or shapes do not agree with the network's; all are listed.
@@ -46,10 +50,13 @@ def load_source(
         dtype = dtype or _first_floating(source)
     dtype_of = _dtype_rule(model_class, config, dtype)
     if limits is not None:
-        return load_streamed(model_class, source, config, dtype, dtype_of, limits)
+        return load_streamed(model_class, source, config, dtype, dtype_of, limits, empty=empty)
     built: list[torch.nn.Module] = []
 
     def build() -> None:
+        if empty is not None:
+            built.append(empty)
+            return
         takes_dtype = is_diffusers_model(model_class) or is_transformers_model(model_class)
         built.append(build_empty(model_class, config, dtype if takes_dtype else None))
 

@@ -12,9 +12,11 @@ from lading import devices
 from lading.catalog import Candidate
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
 from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype, torch_dtype_of
+from lading.checkpoint.quantised import as_the_network_has_it
+from lading.collection import collection_put_off
 from lading.errors import LadingError
 from lading.loading.chosen import find_config, find_network
-from lading.loading.collection import collection_put_off
+from lading.loading.gguf_layers import build_with_gguf_layers
 from lading.loading.managed import load_managed, vram_rules
 from lading.loading.mapped import load_source
 from lading.loading.network import (
@@ -52,6 +54,7 @@ def load_model(
     vram_limit: float | str | None = None,
     memory_limit: int | str | None = None,
     host_memory_limit: int | str | None = None,
+    quantization_config: Any = None,
 ) -> ModelT:
     """Load a network: built without memory, filled with the checkpoint's tensors, in eval mode.
 
@@ -80,6 +83,9 @@ def load_model(
             fit are streamed from the checkpoint while the network computes; `lading.manager_of` says how.
         host_memory_limit: of host memory, pinned, in which weights wait for a device; on the CPU the smaller of the two
             limits counts.
+        quantization_config: a `diffusers.GGUFQuantizationConfig` keeps the weights of a GGUF file as they are stored,
+            in diffusers' layers, which decode them each time they compute. None decodes what is quantised while it is
+            read.
 
     Raises:
         CheckpointError: a file is damaged or unsafe, or its tensors do not match the network; all names are listed.
@@ -99,18 +105,29 @@ def load_model(
     if rules is not None and limits is not None:
         raise LadingError("load_model: memory_limit and vram_config both say where weights are: give one of them")
     path = path if isinstance(path, (str, os.PathLike)) else list(path)
-    chosen = find_network(model_class, open_checkpoint(path), config, state_dict_converter is not None)
+    converts = state_dict_converter is not None  # it gets what is stored
+    checkpoint = open_checkpoint(path) if converts else as_the_network_has_it(open_checkpoint(path))
+    chosen = find_network(model_class, checkpoint, config, converts)
     found, label, config = cast("type[ModelT]", chosen.model_class), chosen.model_class.__name__, chosen.config
+
+    stored = chosen.source or chosen.checkpoint
+    if quantization_config is not None:
+        if rules is not None or converts:
+            raise LadingError(
+                "load_model: quantization_config goes with neither vram_config nor converter: leave it out"
+            )
+        empty, source = build_with_gguf_layers(found, stored, config, quantization_config, dtype)
+        dtype, place = dtype or empty.hf_quantizer.compute_dtype, torch.device(device)
+        return load_source(label, found, source, config, dtype, place, limits, use_disk_map, empty)
 
     def load(dtype: torch.dtype | None, place: str | torch.device) -> ModelT:
         if chosen.source is not None:
             return load_source(label, found, chosen.source, config, dtype, torch.device(place), limits, use_disk_map)
-        return load_labelled(label, found, path, config, dtype, place, limits, state_dict_converter, use_disk_map)
+        return load_labelled(label, found, checkpoint, config, dtype, place, limits, state_dict_converter, use_disk_map)
 
     if rules is None or module_map is None:
         return load(dtype, device)
-    source = chosen.source or chosen.checkpoint
-    model = load_managed(label, found, source, config, rules, module_map, vram_limit, state_dict_converter)
+    model = load_managed(label, found, stored, config, rules, module_map, vram_limit, state_dict_converter)
     if model is None:
         model = load(rules.computation.dtype, rules.offload.device or "cpu")
         model = enable_vram_management(model, module_map, rules.vram_config(), vram_limit)
@@ -121,7 +138,7 @@ def load_model(
 def load_labelled(
     label: str,
     model_class: type[ModelT],
-    path: CheckpointPath,
+    checkpoint: Checkpoint,
     config: Any,
     torch_dtype: torch.dtype | str | None,
     device: str | torch.device,
@@ -132,8 +149,6 @@ def load_labelled(
     """Load a network as `load_model` does, under the name that its progress bar shows."""
     dtype = None if torch_dtype is None else named_dtype(torch_dtype)
     device = torch.device(device)
-    path = path if isinstance(path, (str, os.PathLike)) else list(path)
-    checkpoint = open_checkpoint(path)
     source = ", ".join(str(file) for file in checkpoint.files)
     config = find_config(model_class, config, checkpoint)
     if limits is not None:
@@ -141,7 +156,7 @@ def load_labelled(
         return load_streamed(model_class, checkpoint, config, dtype, dtype_of, limits, state_dict_converter)
     converts = state_dict_converter is not None  # it gets what is stored, on the CPU
     if is_transformers_model(model_class) and not converts:
-        on_disk = DiskMap(path) if use_disk_map else None
+        on_disk = DiskMap(checkpoint) if use_disk_map else None
         return _load_transformers(label, model_class, config, checkpoint, on_disk, dtype, device)
     dtype_of = dtype_rule(model_class, config, dtype, checkpoint)
     built: list[torch.nn.Module] = []
@@ -151,7 +166,7 @@ def load_labelled(
 
     tensors: Mapping[str, torch.Tensor]
     if use_disk_map:
-        tensors = DiskMap(path)
+        tensors = DiskMap(checkpoint)
     else:
         rule, place = (as_stored, "cpu") if converts else (dtype_of, device)
         with loading_bar(label, checkpoint.nbytes) as on_bytes:

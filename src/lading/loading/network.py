@@ -19,6 +19,7 @@ import torch
 
 from lading.errors import CheckpointError, ComponentError
 from lading.loading.initialization import skip_model_initialization
+from lading.memory.engine import parameter_like
 
 EntryT = TypeVar("EntryT")
 
@@ -189,6 +190,9 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: st
             twin = next((other for other in group if other in chosen), None)
             if twin is not None:
                 chosen[name] = chosen[twin]
+    for name in chosen:
+        if type(own[name]) not in (torch.Tensor, torch.nn.Parameter):
+            chosen[name] = parameter_like(own[name], chosen[name])
     model.load_state_dict(chosen, strict=False, assign=True)
     _tie(model, twins)
     empty = [name for name, buffer in model.named_buffers() if buffer.is_meta and name not in chosen]

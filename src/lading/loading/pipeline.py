@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lading.checkpoint.dduf_file import is_dduf
+from lading.collection import collection_put_off
 from lading.errors import ComponentError
 from lading.hub import ModelConfig, model_folder
 from lading.loading.ahead import read_ahead
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from lading.loading.components import Components
 
 
+@collection_put_off()
 def load_pipeline(
     model: str | os.PathLike[str] | ModelConfig | Iterable[str | os.PathLike[str] | ModelConfig],
     torch_dtype: torch.dtype | str | Mapping[str, torch.dtype | str | None] | None = None,
@@ -40,8 +43,9 @@ def load_pipeline(
     schedulers come from folders among what is given, else from the published pipeline on the hub.
 
     Args:
-        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id; or a file
-            that holds the networks, or a list of files, folders of components, and `ModelConfig`s that name such.
+        model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id; a DDUF
+            file; or a file that holds the networks, or a list of files, folders of components, and `ModelConfig`s that
+            name such.
         torch_dtype: one for all networks, or a mapping from component names with a "default"; None does what each
             class's own `from_pretrained` does.
         device: one for all, or a mapping; None leaves everything on the CPU and touches no device, "auto" is the
@@ -72,7 +76,7 @@ def load_pipeline(
     """
     if device == "auto":
         device = default_device()
-    if not isinstance(model, (str, os.PathLike)) or Path(model).is_file():
+    if not isinstance(model, (str, os.PathLike)) or (Path(model).is_file() and not is_dduf(model)):
         given = [model] if isinstance(model, (str, os.PathLike, ModelConfig)) else list(model)
         _require_none("files have none", revision=revision, variant=variant, subfolder=subfolder)
         from lading.loading.assembly import assemble_pipeline

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
 from typing import Any
 
-import torch
-
 from lading.catalog import Candidate, Identification, Shapes, find_architecture
-from lading.catalog.normalise import sort_content
 from lading.catalog.origin import find_origins
-from lading.catalog.registry import registered_signatures
-from lading.catalog.structure import name_pattern, shipped_signatures
+from lading.catalog.structure import name_pattern
 from lading.checkpoint import Checkpoint
 from lading.errors import CheckpointError, IdentificationError
 from lading.loading.source import Source
 
 _INSIGNIFICANT = re.compile(r"[^a-z0-9]+")
-
-
-def catalog_name(model_class: type[torch.nn.Module]) -> str | None:
-    """Return the name by which the catalog knows a class, such as "diffusers.AutoencoderKL"; None if it does not."""
-    known = {signature.model_class for signature in (*shipped_signatures(), *registered_signatures())}
-    packages = accumulate(model_class.__module__.split("."), "{}.{}".format)
-    return next((name for package in packages if (name := f"{package}.{model_class.__name__}") in known), None)
 
 
 def choose_candidate(found: Identification, model_class: str | None = None, config_decides: bool = False) -> Candidate:
@@ -91,7 +79,7 @@ def source_of(checkpoint: Checkpoint, candidate: Candidate, others: Iterable[Can
         others: further networks of the file.
 
     Raises:
-        CheckpointError: the file is quantised, or holds tensors that the class cannot hold.
+        CheckpointError: the file holds tensors that the class cannot hold.
         IdentificationError: the candidate has no class.
     """
     file = ", ".join(map(str, checkpoint.files))
@@ -106,12 +94,6 @@ def source_of(checkpoint: Checkpoint, candidate: Candidate, others: Iterable[Can
     ]
     infos = {name[len(candidate.prefix) :]: checkpoint[name] for name in own}
     shapes = {name: info.shape for name, info in infos.items()}
-    schemes = sort_content(shapes).companions
-    if schemes:
-        raise CheckpointError(
-            f"{file}: quantised ({', '.join(schemes)}): its weights are not those of {candidate.model_class}: load the "
-            "unquantised file, or the folder that the quantising library wrote"
-        )
     origins = find_origins(architecture.key_map(candidate.layout, shapes), infos)
     extras = architecture.extras(Shapes({name: origin.shape for name, origin in origins.items()}))
     if extras:

@@ -10,6 +10,7 @@ import torch
 
 from lading.catalog.origin import Origin
 from lading.checkpoint import Checkpoint, DiskMap, TensorInfo, read_state_dict
+from lading.checkpoint.decoding import decoder_of
 from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, packed_shape, torch_dtype_of
 from lading.checkpoint.reading import OnBytes
 from lading.checkpoint.ways import Use
@@ -64,6 +65,11 @@ class Source:
         origin = self.origins[name]
         return packed_shape(origin.runs[0]) if origin.is_plain and len(origin.runs) == 1 else origin.shape
 
+    def require_decodable(self) -> None:
+        """Raise CheckpointError if a tensor is stored in a way that cannot be decoded here."""
+        for info in {run.kind: run for run in self._runs(self.origins) if run.encoding is not None}.values():
+            decoder_of(info)
+
     def read(
         self,
         dtype_of: DtypeOf,
@@ -108,7 +114,7 @@ class SourceMap(DiskMap):
     """A disk map of a source's tensors: each is read, and put together, when it is asked for."""
 
     def __init__(self, source: Source, dtype_of: DtypeOf = as_stored) -> None:
-        super().__init__(list(source.checkpoint.files))
+        super().__init__(source.checkpoint)
         self._source = source
         self._dtype_of = dtype_of
         self._sources = {name: name for name in source.origins}

@@ -63,6 +63,7 @@ def load_streamed(
     dtype_of: DtypeOf,
     limits: Limits,
     rename: Callable[[Any], Mapping[str, Any]] | None = None,
+    empty: torch.nn.Module | None = None,
 ) -> ModelT:
     """Build a network whose weights stay in the checkpoint and pass through memory within a limit.
 
@@ -72,14 +73,16 @@ def load_streamed(
     Args:
         source: a checkpoint's tensors are named as the library of the class names them.
         rename: a state dict converter that renames and does no more.
+        empty: the network without weights, where it is built already.
 
     Raises:
-        CheckpointError: the tensors do not match the network, or the converter computes.
+        CheckpointError: the tensors do not match the network or cannot be decoded, or the converter computes.
         MemoryLimitError: the limit is too small; no weight that is streamed from the checkpoint has been read.
     """
-    model = build_empty(model_class, config, dtype)
+    model = build_empty(model_class, config, dtype) if empty is None else empty
     if isinstance(source, Checkpoint):
         source = Source.of(source, named_as_the_network(model, source, rename))
+    source.require_decodable()
     buffers = [name for name, _ in model.named_buffers() if name in source.origins]
     weights, rest = lay_out(model, source, dtype_of, source.read(dtype_of, names=buffers, use="once"))
     with ExitStack() as undoing:

@@ -1,5 +1,5 @@
-"""Units as they lie in memory: what is stored as it computes is read in place, the rest is cast, or put together of
-several stretches of the file, on the way."""
+"""Units as they lie in memory: what is stored as it computes is read in place, the rest is cast, decoded, or put
+together of several stretches of the file, on the way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from lading.catalog.origin import Origin
 from lading.checkpoint.arena import Arena, Scratch, block_ceiling, block_floor
-from lading.checkpoint.dtypes import packed_shape, torch_dtype_of
+from lading.checkpoint.dtypes import element_count, is_stored_as, packed_shape
 from lading.checkpoint.header import TensorInfo
 from lading.checkpoint.reader import FileReader
 from lading.checkpoint.reading import Extent
@@ -36,7 +36,7 @@ class Weight:
     @property
     def nbytes(self) -> int:
         """In memory."""
-        return sum(_elements(run) for run in self.origin.runs) * self.dtype.itemsize
+        return sum(element_count(run) for run in self.origin.runs) * self.dtype.itemsize
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,12 +48,9 @@ class Weight:
     def in_place(self) -> bool:
         """Whether its bytes in the file are its bytes in memory."""
         first, *others = self.origin.runs
-        stored = torch_dtype_of(first)
-        return not others and stored == self.dtype and first.start % stored.itemsize == 0 and first.stride is None
-
-
-def _elements(info: TensorInfo) -> int:
-    return (info.end - info.start) // torch_dtype_of(info).itemsize
+        if others or first.stride is not None or not is_stored_as(first, self.dtype):
+            return False
+        return first.start % self.dtype.itemsize == 0
 
 
 class Store(Protocol):
@@ -82,7 +79,7 @@ class Image:
     Attributes:
         nbytes: a multiple of the block.
         stored_bytes: that are read for it.
-        casts: whether any parameter passes through other memory on its way: it is cast, or put together of runs.
+        casts: whether any parameter passes through other memory on its way: it is cast, decoded, or put together.
     """
 
     def __init__(self, weights: Mapping[str, Weight]) -> None:
@@ -106,6 +103,16 @@ class Image:
     def names(self) -> tuple[str, ...]:
         """Of the parameters."""
         return tuple(self._weights)
+
+    @property
+    def name(self) -> str:
+        """Of the first parameter; empty without any."""
+        return next(iter(self._weights), "")
+
+    @property
+    def file(self) -> Path | None:
+        """That holds the first parameter."""
+        return next((weight.origin.runs[0].file for weight in self._weights.values()), None)
 
     def tensors(self, store: Store) -> dict[str, torch.Tensor]:
         """Return the parameters as views of memory that holds the image."""
@@ -137,7 +144,7 @@ class Image:
         for name in self._cast:
             weight, start = self._weights[name], self._places[name]
             for number, run in enumerate(weight.origin.runs):
-                end = start + _elements(run) * weight.dtype.itemsize
+                end = start + element_count(run) * weight.dtype.itemsize
                 infos[f"{name} {number}"] = run
                 targets[f"{name} {number}"] = arena.tensor(weight.dtype, start, end)
                 start = end

@@ -153,7 +153,7 @@ def trace(
         *module.named_buffers(remove_duplicate=False),
     ):
         if id(tensor) not in twins:
-            twins[id(tensor)] = fake(tensor)
+            twins[id(tensor)] = _of_its_kind(fake(tensor), tensor)
         state[name] = twins[id(tensor)]
     inputs = tree_map_only(torch.Tensor, fake, (args, dict(kwargs or {})))
     observer = _Observer(module, state, device.type)
@@ -170,6 +170,15 @@ def trace(
     finally:
         _state.tracing = False
     return Trace(observer.calls(), observer.peak, frozenset(observer.fixed), observer.calls(backward=True))
+
+
+def _of_its_kind(fake: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Let a fake tensor know what a quantised parameter knows of its bytes; a fake can be of no other class."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        vars(fake).update(vars(tensor))
+        if hasattr(tensor, "as_tensor"):  # how diffusers' quantised parameters give their bytes
+            fake.as_tensor = lambda: fake  # type: ignore[attr-defined] # torch's tensors have none
+    return fake
 
 
 def _twin(module: torch.nn.Module) -> torch.nn.Module:

@@ -151,6 +151,25 @@ _ORIGINAL = KeyMap(
 )
 
 
+def _processor(file: str, number: str, model: str, names: tuple[str, str, str, str]) -> list[Rule]:
+    """What XLabs' trainer calls the attention of a block. https://github.com/XLabs-AI/x-flux"""
+    return [
+        split(f"{file}.{{n}}.processor.qkv_lora{number}.{{leaf}}", *(f"{model}.{{n}}.{n}.{{leaf}}" for n in names[:3])),
+        rename(f"{file}.{{n}}.processor.proj_lora{number}.{{leaf}}", f"{model}.{{n}}.{names[3]}.{{leaf}}"),
+    ]
+
+
+_IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+_TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+_XLABS = KeyMap(
+    (
+        *_processor("double_blocks", "1", "transformer_blocks", _IMAGE_ATTENTION),
+        *_processor("double_blocks", "2", "transformer_blocks", _TEXT_ATTENTION),
+        *_processor("single_blocks", "", "single_transformer_blocks", (*_IMAGE_ATTENTION[:3], "proj_out")),
+    )
+)
+
+
 def _repository(name: str, pipeline: str) -> Repository:
     parts = {
         "transformer": Component("diffusers.FluxTransformer2DModel", name),
@@ -184,6 +203,7 @@ FAMILY = Family(
                 *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
                 *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
             ),
+            lora_layouts={"xlabs": _XLABS},
             kohya_layout=lambda _: "original",
             latent=LatentNumbers(
                 ("batch", "channels", "height", "width"),
