@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import gpu, hashing, larger, loading, startup, streaming, training
+from bench import gpu, hashing, larger, loading, startup, streaming
 
 MEASUREMENTS = {
     "loading": loading.main,
@@ -12,7 +12,6 @@ MEASUREMENTS = {
     "hashing": hashing.main,
     "streaming": streaming.main,
     "gpu": gpu.main,
-    "training": training.main,
     "larger": larger.main,
 }
 ONLY_NAMED = {"larger"}
