@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import gpu, hashing, larger, loading, startup, streaming
+from bench import gpu, hashing, larger, loading, plan, startup, streaming
 
 MEASUREMENTS = {
     "loading": loading.main,
@@ -13,6 +13,7 @@ MEASUREMENTS = {
     "streaming": streaming.main,
     "gpu": gpu.main,
     "larger": larger.main,
+    "plan": plan.main,
 }
 ONLY_NAMED = {"larger"}
 """Measurements that take more of the disk than anybody expects."""

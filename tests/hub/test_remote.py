@@ -181,3 +181,15 @@ assert "torch" not in sys.modules
     assert [line for line in rest if line in ("text_encoder", "unet", "vae")] == ["text_encoder", "unet", "vae"]
     failed = run("from lading.hub import open_remote; open_remote('org/name')", HF_HUB_OFFLINE="1")
     assert "org/name: remote requests are turned off: unset HF_HUB_OFFLINE" in last_line(failed)
+
+
+def test_a_model_is_planned_from_its_configs_and_headers_on_the_hub(hub: Hub, run: Run) -> None:
+    program = "import json; print(json.dumps(lading.plan({!r}, '6MB', steps=2).as_dict()))"
+    remote, local = (run(program.format(model)) for model in ("org/name", str(hub.root / "org/name")))
+    assert remote.returncode == 0, last_line(remote)
+    assert sent(hub) < 500_000
+    found, expected = json.loads(remote.stdout), json.loads(local.stdout)
+    assert {part["dtype"] for part in found["components"]} == {"bfloat16"}, "as nearly all models are published"
+    for one, other in zip(found["components"], expected["components"], strict=True):
+        assert {**one, "nbytes": 0, "dtype": ""} == {**other, "nbytes": 0, "dtype": ""}
+    assert found["pixels"] == expected["pixels"] and found["latent"] == expected["latent"]

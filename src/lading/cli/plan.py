@@ -28,6 +28,9 @@ from lading.cli.progress import Steps
 @click.option("--copy-rate", help="From the host's memory to a device, such as 25GB/s.")
 @click.option("--compute", help="Of the device, such as 100TFLOPS.")
 @click.option("--calibrate", is_flag=True, help="Measure this machine first, in about a minute, and keep the rates.")
+@click.option("--train", type=click.Choice(["lora", "full", "textual-inversion"]), help="Plan training, not drawing.")
+@click.option("--rank", type=click.IntRange(min=1), help="Of a LoRA; 8 by default.")
+@click.option("--gradient-checkpointing", is_flag=True, help="In training: compute activations again, and keep fewer.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--variant", help='Such as fp16, for weights in "model.fp16.safetensors".')
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -49,6 +52,9 @@ def command(
     copy_rate: str | None,
     compute: str | None,
     calibrate: bool,
+    train: str | None,
+    rank: int | None,
+    gradient_checkpointing: bool,
     revision: str | None,
     variant: str | None,
     as_json: bool,
@@ -85,6 +91,7 @@ def command(
             return
     assert model is not None
     rates: dict[str, Any] = {"read_rate": read_rate, "copy_rate": copy_rate, "compute": compute}
-    found = plan(model, require_fit=not as_json, **limits, **request, **rates)
+    lesson: dict[str, Any] = {"train": train, "rank": rank, "gradient_checkpointing": gradient_checkpointing}
+    found = plan(model, require_fit=not as_json, **limits, **request, **rates, **lesson)
     click.echo(json.dumps(found.as_dict()) if as_json else found)
     found.require_fit()

@@ -31,9 +31,8 @@ def advise(prepared: Prepared, limits: Allowance | None, rates: Rates, found: Pl
         return tuple(_of_too_little_memory(found))
     if not found.fits or not any(phase.role == "denoise" and phase.streamed_bytes for phase in found.phases):
         return ()
-    allowance = replace(limits, lasting_bytes=prepared.lasting_bytes)
     changes = (_more_memory, _float8, _together)
-    return tuple(line for change in changes for line in change(prepared, allowance, rates, found.seconds_per_step))
+    return tuple(line for change in changes for line in change(prepared, limits, rates, found.seconds_per_step))
 
 
 def _of_too_little_memory(found: Plan) -> Iterator[str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lading.latents import LatentFormat, PixelShape
 from lading.loading.blueprint import Blueprint
 from lading.loading.phases import PhaseCall
-from lading.loading.plans import ComponentPlan, Least, PhasePlan, Plan
+from lading.loading.plans import ComponentPlan, Least, PhasePlan, Plan, TrainingPlan
 from lading.loading.runs import Run
-from lading.memory.prediction import Allowance, Prospect
+from lading.memory.prediction import Allowance, Prediction, Prospect
 from lading.memory.rates import Rates
 from lading.memory.trace import Trace
 
@@ -25,6 +25,9 @@ class Prepared:
         traces: by component and entry.
         calls: in the order in which they happen; those that could not be traced are left out.
         untraced: components whose calls nobody knows.
+        examples: small calls of components with which they are planned when they are loaded, where those are not
+            among the calls.
+        training: what learns; None for a run that draws.
     """
 
     blueprint: Blueprint
@@ -34,17 +37,39 @@ class Prepared:
     calls: tuple[PhaseCall, ...]
     traces: Mapping[tuple[str, str], Trace]
     untraced: tuple[str, ...]
+    examples: Mapping[str, Trace]
+    training: TrainingPlan | None = None
 
     @property
     def lasting_bytes(self) -> int:
         """What all networks keep, whoever computes."""
         return sum(prospect.buffer_bytes for prospect in self.prospects.values())
 
-    @property
-    def resident_bytes(self) -> int:
-        """Of all weights and buffers."""
-        weights = sum(weight.nbytes for prospect in self.prospects.values() for weight in prospect.weights.values())
-        return weights + self.lasting_bytes
+    def resident_bytes(self, call: PhaseCall) -> int:
+        """Of all weights and buffers that are there together, without a limit, when a component is called.
+
+        What prompts and pictures are encoded with is gone before training begins.
+        """
+        there = set(self.prospects)
+        if self.training is not None:
+            learning = {other.component for other in self.calls if other.backward}
+            there = learning if call.backward else there - learning
+        weights = sum(prospect.weight_bytes for name, prospect in self.prospects.items() if name in there)
+        return weights + sum(prospect.buffer_bytes for name, prospect in self.prospects.items() if name in there)
+
+    def held_bytes(self, call: PhaseCall) -> int:
+        """What is there beside weights, buffers and a call's own tensors: what learns, its optimizer's states, and what
+        the components before it in a step have saved for the way back.
+        """
+        if self.training is None or not call.backward:
+            return 0
+        before = self.calls[: self.calls.index(call)]
+        saved = sum(self.traces[one.component, one.entry].activation_bytes for one in before if one.backward)
+        return saved + self.training.beside_bytes
+
+    def streams(self, call: PhaseCall) -> bool:
+        """Whether weights may come from the disk at each call: those that are trained stay."""
+        return self.training is None or not call.backward or self.training.method != "full"
 
     def known(self, call: PhaseCall) -> dict[str, Trace]:
         """The traces that a component's manager has when a phase begins, that phase's first."""
@@ -57,10 +82,22 @@ class Prepared:
         lasting = self.lasting_bytes
         traces: dict[str, dict[str, Trace]] = {name: {} for name in self.prospects}
         activation = dict.fromkeys(self.prospects, 0)
+        needs = {}
+        for name, one in self.prospects.items():
+            example = {"forward": self.examples[name]} if name in self.examples else {}
+            needs[name] = one.minimum_bytes(example, lasting)
+            activation[name] = max((trace.activation_bytes for trace in example.values()), default=0)
         for call in self.calls:
-            traces[call.component] = self.known(call)
-            activation[call.component] = max(one.activation_bytes for one in traces[call.component].values())
-        needs = {name: one.minimum_bytes(traces[name], lasting) for name, one in self.prospects.items()}
+            name, prospect = call.component, self.prospects[call.component]
+            traces[name] = self.known(call)
+            others = lasting + self.held_bytes(call)
+            if self.streams(call):
+                need = prospect.minimum_bytes(traces[name], others)
+            else:
+                need = _within(prospect, traces[name], _EVERYTHING, Rates()).plan.peak_bytes + others
+            if need >= needs[name]:
+                needs[name] = need
+                activation[name] = max(one.activation_bytes for one in traces[name].values())
         most = max(needs, key=lambda name: needs[name])
         host_memory = max(one.minimum_host_bytes(traces[name]) for name, one in self.prospects.items())
         return Least(needs[most], host_memory, most, activation[most])
@@ -73,9 +110,7 @@ def forecast(
     least, run = prepared.least(), prepared.run
     allowance = None
     if limits is not None:
-        allowance = Allowance(
-            max(limits.memory, least.memory), max(limits.host_memory, least.host_memory), prepared.lasting_bytes
-        )
+        allowance = Allowance(max(limits.memory, least.memory), max(limits.host_memory, least.host_memory))
     phases = tuple(_phase(prepared, call, allowance, rates) for call in prepared.calls)
     frames = None if prepared.latents.frames is None else run.num_frames
     return Plan(
@@ -94,6 +129,7 @@ def forecast(
         rates,
         rates_source,
         untraced=prepared.untraced,
+        training=prepared.training,
     )
 
 
@@ -115,16 +151,14 @@ def _component(name: str, prepared: Prepared) -> ComponentPlan:
 def _phase(prepared: Prepared, call: PhaseCall, allowance: Allowance | None, rates: Rates) -> PhasePlan:
     prospect, traces = prepared.prospects[call.component], prepared.known(call)
     traced = traces[call.entry]
-    flops = sum(one.flops for one in traced.calls)
+    flops, held = sum(one.flops for one in traced.all_calls), prepared.held_bytes(call)
     if allowance is None:
-        resident, prediction = prepared.resident_bytes, prospect.predict(traces, _EVERYTHING, rates)
-        assert prediction is not None  # there is no limit
+        resident, prediction = prepared.resident_bytes(call), _within(prospect, traces, _EVERYTHING, rates)
         slots = streamed = host_bytes = 0
-        others = prediction.plan.other_bytes - prediction.outline.fixed.nbytes
+        others = prediction.plan.other_bytes - prediction.outline.fixed.nbytes + held
         peak = resident + traced.activation_bytes + others
     else:
-        prediction = prospect.predict(traces, allowance, rates)
-        assert prediction is not None  # forecast gives no less than the least
+        prediction = _within(prospect, traces, allowed(prepared, call, allowance), rates)
         placement = prediction.plan.placement
         slots = len(placement.slots) * placement.slot_bytes
         resident, streamed = placement.nbytes - slots, prediction.streamed_bytes(traced)
@@ -150,6 +184,20 @@ def _phase(prepared: Prepared, call: PhaseCall, allowance: Allowance | None, rat
 _EVERYTHING = Allowance(1 << 60, 1 << 60)
 
 
+def _within(prospect: Prospect, traces: Mapping[str, Trace], allowance: Allowance, rates: Rates) -> Prediction:
+    prediction = prospect.predict(traces, allowance, rates)
+    assert prediction is not None  # there is no less than the least
+    return prediction
+
+
+def allowed(prepared: Prepared, call: PhaseCall, allowance: Allowance) -> Allowance:
+    """Return what a component may take when it is called, within what all of them may."""
+    lasting = prepared.lasting_bytes + prepared.held_bytes(call)
+    if not prepared.streams(call):
+        return Allowance(_EVERYTHING.memory, allowance.host_memory, lasting)
+    return replace(allowance, lasting_bytes=lasting)
+
+
 def denoising_seconds(prepared: Prepared, allowance: Allowance, rates: Rates) -> float:
     """Predict a step of denoising after the first.
 
@@ -160,7 +208,8 @@ def denoising_seconds(prepared: Prepared, allowance: Allowance, rates: Rates) ->
     for call in prepared.calls:
         if call.role == "denoise":
             traces = prepared.known(call)
-            prediction = prepared.prospects[call.component].predict(traces, allowance, rates)
+            prospect = prepared.prospects[call.component]
+            prediction = prospect.predict(traces, allowed(prepared, call, allowance), rates)
             if prediction is None:
                 raise ValueError("the allowance is too small")
             seconds += call.count * prediction.call_seconds(traces[call.entry])

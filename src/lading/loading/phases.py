@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class PhaseCall:
         entry: the method.
         count: of calls.
         args: tensors are on the meta device; likewise in `kwargs`.
+        backward: whether gradients come back through it.
     """
 
     component: str
@@ -36,6 +37,7 @@ class PhaseCall:
     count: int
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    backward: bool = False
 
 
 def phase_calls(
@@ -57,6 +59,26 @@ def phase_calls(
                 name, role, 2 if run.guided and role == "encode" else 1, module, _extent(run, run.batch_size)
             )
     return sorted(found, key=lambda call: ("encode", "denoise", "decode").index(call.role))
+
+
+def training_calls(
+    blueprint: Blueprint, run: Run, modules: Mapping[str, torch.nn.Module], learning: Collection[str]
+) -> list[PhaseCall]:
+    """Return the calls of training in the order in which they happen: prompts and pictures are encoded once before.
+
+    Args:
+        learning: components that gradients come back through.
+    """
+    found: list[PhaseCall] = []
+    for name in _order(blueprint):
+        module, extent = modules[name], _extent(run, run.batch_size)
+        if name in learning:
+            found += [replace(call, backward=True) for call in _calls(name, "train", run.steps, module, extent)]
+        elif name in AUTOENCODERS:
+            found += _encoding(name, module, run)
+        elif role_of(name, blueprint) == "encode" and name not in _SEEING:
+            found += _calls(name, "encode", 1, module, extent)
+    return sorted(found, key=lambda call: call.role == "train")
 
 
 def role_of(name: str, blueprint: Blueprint) -> Role:
@@ -99,11 +121,13 @@ def _autoencoding(name: str, module: torch.nn.Module, latents: LatentFormat, run
     latent += [sizes["frames"]] if "frames" in run.latent.axes else []
     latent += [sizes["height"] * folded, sizes["width"] * folded]
     decode = PhaseCall(name, "decode", "decode", 1, (torch.empty(latent, dtype=dtype, device="meta"),), {})
-    if not run.takes_picture:
-        return [decode]
+    return [*(_encoding(name, module, run) if run.takes_picture else []), decode]
+
+
+def _encoding(name: str, module: torch.nn.Module, run: Run) -> list[PhaseCall]:
     encode = _calls(name, "encode", 1, module, _extent(run, run.batch_size))
     picture = [value for call in encode for value in call.kwargs.values() if isinstance(value, torch.Tensor)][:1]
-    return [*(PhaseCall(name, "encode", "encode", 1, (tensor,), {}) for tensor in picture), decode]
+    return [PhaseCall(name, "encode", "encode", 1, (tensor,), {}) for tensor in picture]
 
 
 def _calls(name: str, role: Role, count: int, module: torch.nn.Module, extent: Extent) -> list[PhaseCall]:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lading import host
+from lading.checkpoint.dtypes import named_dtype
 from lading.errors import LadingError
 from lading.loading.advising import advise
 from lading.loading.blueprint import Blueprint, read_blueprint
+from lading.loading.examples import example_call
 from lading.loading.forecast import Prepared, forecast
-from lading.loading.phases import phase_calls
+from lading.loading.learning import STEPS, Lesson, Method
+from lading.loading.phases import PhaseCall, phase_calls, training_calls
 from lading.loading.pipeline import default_device
 from lading.loading.plans import Plan
 from lading.loading.prospects import make_prospect
 from lading.loading.runs import Wish, settle
 from lading.memory.calibration import known_rates
 from lading.memory.limits import Limits
-from lading.memory.prediction import Allowance
+from lading.memory.prediction import Allowance, Prospect
 from lading.memory.rates import Rates
-from lading.memory.trace import trace
+from lading.memory.trace import Trace, trace
 from lading.sizes import parse_compute, parse_rate, parse_size
 
 _ASSUMED_DTYPE = "bfloat16"
@@ -51,8 +55,11 @@ def plan(
     variant: str | None = None,
     token: str | bool | None = None,
     require_fit: bool = True,
+    train: Method | None = None,
+    rank: int | None = None,
+    gradient_checkpointing: bool = False,
 ) -> Plan:
-    """Say what a run of a pipeline needs, and how long it takes; no weight is read.
+    """Say what a run of a pipeline, or its training, needs, and how long it takes; no weight is read.
 
     Under a limit the plan is made by the planner that keeps the limit, for the calls that the pipeline makes. What is
     not given is as the pipeline has it by default.
@@ -79,6 +86,9 @@ def plan(
         variant: such as "fp16" for weights in "model.fp16.safetensors".
         token: for private and gated models.
         require_fit: raise where the limit is too small; else the plan says so, and is one for the smallest that works.
+        train: "lora", "full" or "textual-inversion", for a plan of training as `lading train` does it; None draws.
+        rank: of a LoRA; 8 by default.
+        gradient_checkpointing: compute activations again for the backward pass.
 
     Raises:
         ComponentError: there is no such model, or the catalog does not know its denoiser.
@@ -91,17 +101,58 @@ def plan(
     >>> found.peak_bytes <= 6_000_000, [phase.component for phase in found.phases]
     (True, ['text_encoder', 'unet', 'vae'])
     """
+    lesson = Lesson.of(train, rank, gradient_checkpointing)
     wish = Wish(height, width, num_frames, batch_size, steps, guidance_scale, negative_prompt, prompt_tokens)
     limited = memory_limit is not None or host_memory_limit is not None
     place = device_of(device, limited, copy_rate is not None)
     rates, source = rates_for(place, read_rate, copy_rate, compute)
     blueprint = read_blueprint(model, True, revision, variant, token)
-    prepared = prepare(blueprint, wish, torch_dtype, place)
+    if lesson is None:
+        prepared = prepare(blueprint, wish, torch_dtype, place)
+    else:
+        prepared = prepare_training(blueprint, wish, lesson, torch_dtype, place)
     limits = _limits(memory_limit, host_memory_limit, place)
     found = forecast(prepared, limits, place, rates, source)
     if require_fit:
         found.require_fit()
     return replace(found, advice=advise(prepared, limits, rates, found))
+
+
+def prepare_training(
+    blueprint: Blueprint, wish: Wish, lesson: Lesson, torch_dtype: Any, device: torch.device
+) -> Prepared:
+    """Build what training calls without weights, make of it what learns, and trace a step."""
+    latents = blueprint.latent_format()
+    learning = lesson.learning(blueprint)
+    dtype = torch_dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    prospects = {}
+    for name, network in blueprint.networks.items():
+        trained = lesson.method == "full" and name in learning
+        dtype_for = "float32" if trained else _dtype_for(name, dtype, blueprint)
+        prospects[name] = make_prospect(name, network, dtype_for, device, blueprint.name)
+    modules = {name: prospect.module for name, prospect in prospects.items()}
+    run = settle(replace(wish, steps=wish.steps or STEPS), blueprint, latents, modules, train=True)
+    calls = training_calls(blueprint, run, modules, learning)
+    called = {call.component: prospects[call.component] for call in calls}
+    examples = _examples(called, {(call.component, call.entry) for call in calls}, device)
+    training = lesson.prepare({name: modules[name] for name in learning}, learning[-1])
+    computing = named_dtype(_dtype_for(learning[-1], dtype, blueprint))
+    traces = {}
+    for call in calls:
+        args, kwargs = (call.args, _differentiable(call)) if len(learning) > 1 else (call.args, call.kwargs)
+        with torch.autocast("cpu", computing, enabled=call.backward and computing != torch.float32):
+            traced = trace(modules[call.component], args, kwargs, call.entry, device, call.backward)
+        traces[call.component, call.entry] = prospects[call.component].known(traced)
+    return Prepared(blueprint, latents, run, called, tuple(calls), traces, (), examples, training)
+
+
+def _differentiable(call: PhaseCall) -> Mapping[str, Any]:
+    """A denoiser's arguments when gradients go on to the text encoders."""
+    conditions = ("encoder_hidden_states", "pooled_projections")
+    return {
+        name: value.detach().requires_grad_() if name in conditions and isinstance(value, torch.Tensor) else value
+        for name, value in call.kwargs.items()
+    }
 
 
 def prepare(blueprint: Blueprint, wish: Wish, torch_dtype: Any, device: torch.device) -> Prepared:
@@ -124,7 +175,21 @@ def prepare(blueprint: Blueprint, wish: Wish, torch_dtype: Any, device: torch.de
         calls.append(call)
     traced_parts = {call.component for call in calls}
     untraced = tuple(name for name in prospects if name not in traced_parts)
-    return Prepared(blueprint, latents, run, prospects, tuple(calls), traces, untraced)
+    examples = _examples(prospects, traces, device)
+    return Prepared(blueprint, latents, run, prospects, tuple(calls), traces, untraced, examples)
+
+
+def _examples(
+    prospects: Mapping[str, Prospect], traces: Collection[tuple[str, str]], device: torch.device
+) -> dict[str, Trace]:
+    """Trace the small calls that components are loaded with, where larger ones do not tell enough."""
+    found = {}
+    for name, prospect in prospects.items():
+        for entry, (args, kwargs) in example_call(prospect.module).items():
+            if (name, entry) not in traces:
+                with suppress(LadingError):  # it is loaded without
+                    found[name] = trace(prospect.module, args, kwargs, entry, device)
+    return found
 
 
 def rates_for(

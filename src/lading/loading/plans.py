@@ -96,6 +96,20 @@ class TrainingPlan:
     gradient_bytes: int
     optimizer_bytes: int
 
+    @property
+    def beside_bytes(self) -> int:
+        """What is held beside the network's own weights and, as they come and go, gradients."""
+        return self.optimizer_bytes + (0 if self.method == "full" else self.trainable_bytes)
+
+    def __str__(self) -> str:
+        rank = f" of rank {self.rank}" if self.rank else ""
+        sizes = (self.trainable_bytes, self.gradient_bytes, self.optimizer_bytes)
+        weights, gradients, states = map(format_size, sizes)
+        return (
+            f"{self.method}{rank}: {format_count(self.parameters)} parameters learn: weights {weights}, gradients "
+            f"{gradients}, optimizer {states}"
+        )
+
 
 @dataclass(frozen=True)
 class Least:
@@ -209,17 +223,17 @@ class Plan:
             )
         if not self._has_memory:
             assert self.memory_limit is not None
-            weights = least.memory - least.activation_bytes
+            others = least.memory - least.activation_bytes
             raise MemoryLimitError(
                 f"{self.model} cannot run in {format_size(self.memory_limit)}: its {least.component} needs "
-                f"{format_size(least.activation_bytes)} for activations and {format_size(weights)} for weights that "
-                f"pass through: give it at least {least.memory} bytes, or make something smaller",
+                f"{format_size(least.activation_bytes)} for activations and {format_size(others)} for all else: "
+                f"give it at least {least.memory} bytes, or make something smaller",
                 least.memory,
             )
 
     def as_dict(self) -> dict[str, Any]:
         """The plan for JSON, with the keys of `lading plan --json`."""
-        return {
+        found = {
             "fits": self.fits,
             "memory_limit": self.memory_limit,
             "minimum_memory": self.minimum_memory,
@@ -239,6 +253,7 @@ class Plan:
             "latent": dict(self.latent.sizes),
             "tokens": self.latent.tokens,
         }
+        return found if self.training is None else {**found, "training": vars(self.training)}
 
     def __str__(self) -> str:
         parts = [self._heading(), self._sizes(), self._component_table(), self._phase_table(), self._time()]
@@ -255,7 +270,8 @@ class Plan:
 
     def _sizes(self) -> str:
         tokens = f"{self.latent.tokens} tokens, {self.prompt_tokens} of the prompt"
-        return f"{self.pixels}\n{self.latent}  {tokens}"
+        learns = f"\n{self.training}" if self.training is not None else ""
+        return f"{self.pixels}\n{self.latent}  {tokens}{learns}"
 
     def _component_table(self) -> str:
         total = sum(component.nbytes for component in self.components)

@@ -26,12 +26,19 @@ from lading.memory.home import Home
 from lading.memory.host import HostHome
 from lading.memory.image import Weight
 from lading.memory.limits import Limits
-from lading.memory.outline import Outline, Surroundings, find_leaves, parameter_places, unit_bytes_of
+from lading.memory.outline import (
+    Outline,
+    Surroundings,
+    find_leaves,
+    named_as_before,
+    parameter_places,
+    unit_bytes_of,
+)
 from lading.memory.plan import ModulePlan
 from lading.memory.signature import Signature
 from lading.memory.stage import Turn
 from lading.memory.statistics import Statistics
-from lading.memory.trace import Call, Trace, trace
+from lading.memory.trace import Trace, trace
 from lading.memory.watch import Change, Watch
 from lading.sizes import format_size
 
@@ -292,21 +299,7 @@ class Manager:
         What runs inside a compiled block counts as the block's.
         """
         now = dict(self.module.named_modules())
-        blocks = {name: self._watch.block_of(part) for name, part in now.items()}
-
-        def translated(calls: Iterable[Call]) -> tuple[Call, ...]:
-            homes = ((blocks[call.leaf], call) for call in calls)
-            return tuple(replace(call, leaf=self._names[home]) for home, call in homes if home in self._names)
-
-        fixed = set()
-        for name in found.fixed:
-            path, _, attribute = name.rpartition(".")
-            fixed |= {
-                old
-                for old, places in self._places.items()
-                if any(part is now[path] and other == attribute for part, other in places)
-            }
-        return Trace(translated(found.calls), found.activation_bytes, frozenset(fixed), translated(found.backward))
+        return named_as_before(found, now, self._names, self._places, self._watch.block_of)
 
     def _notice_changes(self) -> None:
         """Plan anew when limits moved, blocks were compiled, or parameters that no checkpoint holds came or went."""

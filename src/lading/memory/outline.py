@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lading.memory.image import Image, Weight
 from lading.memory.planner import Work, minimum_bytes, minimum_host_bytes
 from lading.memory.rates import Rates
-from lading.memory.trace import Trace
+from lading.memory.trace import Call, Trace
 from lading.memory.units import UNIT_BYTES, Leaf, Unit, make_units, visits
 
 _FEWEST_UNITS = 24
@@ -137,6 +137,37 @@ def find_leaves(
         if parameters:
             leaves.append(Leaf(name, parameters, sum(weights[p].nbytes for p in parameters)))
     return tuple(leaves), frozenset(fixed)
+
+
+def named_as_before(
+    found: Trace,
+    now: Mapping[str, torch.nn.Module],
+    names: Mapping[torch.nn.Module, str],
+    places: Places,
+    block_of: Callable[[torch.nn.Module], torch.nn.Module] = lambda part: part,
+) -> Trace:
+    """Give leaves and parameters the names that they had before adapters wrapped them, and drop the adapters'.
+
+    Args:
+        now: modules by the names that the trace has.
+        names: module -> the name that it had.
+        block_of: a module -> the one as a part of which it computes.
+    """
+    homes = {name: block_of(part) for name, part in now.items()}
+
+    def renamed(calls: Iterable[Call]) -> tuple[Call, ...]:
+        placed = ((homes[call.leaf], call) for call in calls)
+        return tuple(replace(call, leaf=names[home]) for home, call in placed if home in names)
+
+    fixed = set()
+    for name in found.fixed:
+        path, _, attribute = name.rpartition(".")
+        fixed |= {
+            old
+            for old, holders in places.items()
+            if any(part is now[path] and other == attribute for part, other in holders)
+        }
+    return Trace(renamed(found.calls), found.activation_bytes, frozenset(fixed), renamed(found.backward))
 
 
 def parameter_places(module: torch.nn.Module) -> dict[str, list[tuple[torch.nn.Module, str]]]:

@@ -13,7 +13,14 @@ from lading.checkpoint.header import TensorInfo
 from lading.devices import workspace_bytes
 from lading.memory.files import casting_bytes
 from lading.memory.image import Weight
-from lading.memory.outline import Outline, Surroundings, find_leaves, parameter_places, unit_bytes_of
+from lading.memory.outline import (
+    Outline,
+    Surroundings,
+    find_leaves,
+    named_as_before,
+    parameter_places,
+    unit_bytes_of,
+)
 from lading.memory.plan import ModulePlan
 from lading.memory.planner import Placement, next_in_slot, place, simulate, simulate_first
 from lading.memory.rates import Rates
@@ -106,6 +113,16 @@ class Prospect:
             start, end = end, end + tensor_nbytes(dtype, weight.shape)
             weights[name] = Weight(Origin.of(TensorInfo(dtype, weight.shape, _FILE, start, end)), weight.dtype)
         return Prospect(self.module, weights, self._device)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of its parameters, as they compute."""
+        return sum(weight.nbytes for weight in self.weights.values())
+
+    def known(self, found: Trace) -> Trace:
+        """Return the trace of a call with the names that the network had before adapters came."""
+        names = {part: name for name, part in self._modules.items()}
+        return named_as_before(found, dict(self.module.named_modules()), names, self._places)
 
     def minimum_bytes(self, traces: Mapping[str, Trace], lasting_bytes: int) -> int:
         """Return the smallest limit with which it can compute."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from lading.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lading.training.adapters import add_lora, default_targets, save_lora
+    from lading.loading.learning import default_targets
+    from lading.training.adapters import add_lora, save_lora
     from lading.training.freezing import TrainingTable, freeze, trainable_parameters, training_table
     from lading.training.replicas import launched
     from lading.training.runs import Outcome, train_model
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "lading.training.adapters": ("add_lora", "default_targets", "save_lora"),
+        "lading.loading.learning": ("default_targets",),
+        "lading.training.adapters": ("add_lora", "save_lora"),
         "lading.training.freezing": ("TrainingTable", "freeze", "trainable_parameters", "training_table"),
         "lading.training.replicas": ("launched",),
         "lading.training.runs": ("Outcome", "train_model"),

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from lading.catalog.registry import architecture_of
 from lading.errors import ComponentError, LadingError
+from lading.loading.learning import default_targets
 from lading.training.durable import write_tensors
 from lading.training.kohya import to_kohya
 
@@ -86,21 +86,6 @@ def add_lora(
     for parameter in kept:
         parameter.requires_grad_()  # PEFT freezes all that is no adapter
     return added
-
-
-def default_targets(module: torch.nn.Module) -> tuple[str, ...]:
-    """Return the layers of a network that a LoRA changes by default, as the catalog says.
-
-    Raises:
-        ComponentError: it says nothing of this class.
-    """
-    known = architecture_of(type(module))
-    if known is not None and known[1].lora_targets:
-        return known[1].lora_targets
-    raise ComponentError(
-        f"the catalog names no layers of {type(module).__name__} for LoRA: give target_modules, such as "
-        '["to_q", "to_k", "to_v", "to_out.0"]'
-    )
 
 
 def lora_state(module: torch.nn.Module, name: str = ADAPTER) -> dict[str, torch.Tensor]:

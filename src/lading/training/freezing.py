@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lading.loading.learning import OPTIMIZER_COPIES
 from lading.sizes import format_size
-
-OPTIMIZER_COPIES = 2
-"""AdamW keeps a mean and a square of each gradient, in the parameter's dtype."""
 
 
 def freeze(*modules: torch.nn.Module) -> None:

@@ -12,36 +12,11 @@ from typing import Any
 import torch
 
 from lading.errors import ComponentError, LadingError
+from lading.loading.learning import LearnedEmbedding
 from lading.training.durable import write_tensors
 
 _KEYS = {1: (None,), 2: ("clip_l", "clip_g")}
 """What the embedding of each text encoder is called in a file; of a single one, as the word."""
-
-
-class LearnedEmbedding(torch.nn.Module):
-    """An embedding of words with rows after its own that are learnt, in float32.
-
-    Args:
-        known: the embedding as it was; frozen.
-        learned: (vectors, width), the new rows.
-    """
-
-    def __init__(self, known: torch.nn.Embedding, learned: torch.nn.Parameter) -> None:
-        super().__init__()
-        self.known = known
-        self.learned = learned
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The known rows; libraries look here for a dtype."""
-        return self.known.weight
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the rows of tokens, in the known rows' dtype."""
-        count = self.known.num_embeddings
-        rows = self.known(tokens.clamp(max=count - 1))
-        new = self.learned[(tokens - count).clamp(min=0)].to(rows.dtype)
-        return torch.where((tokens >= count).unsqueeze(-1), new, rows)
 
 
 def teach_word(pipeline: Any, token: str, initial_word: str | None, vectors: int = 1) -> dict[str, torch.nn.Parameter]:
