@@ -125,14 +125,17 @@ def _train(
     **options: Any,
 ) -> None:
     from lading.training.logs import TensorBoard, Watchers
+    from lading.training.replicas import launched
     from lading.training.runs import train_model
     from lading.training.settings import Settings
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     settings = Settings.from_json({"method": method, **given})
-    with TrainingProgress(quiet=as_json) as progress:
-        watcher = Watchers([progress, TensorBoard(out / "logs")]) if tensorboard else progress
-        outcome = train_model(model, data, out, settings, resume, cache, revision, variant, watcher)
+    with launched(settings.device) as world, TrainingProgress(quiet=as_json or not world.leads) as progress:
+        watcher = Watchers([progress, TensorBoard(out / "logs")]) if tensorboard and world.leads else progress
+        outcome = train_model(model, data, out, settings, resume, cache, revision, variant, watcher, world)
+    if not world.leads:
+        return
     if as_json:
         click.echo(json.dumps({"files": [str(file) for file in outcome.files], "steps": outcome.steps}))
     else:

@@ -159,6 +159,18 @@ class Manager:
             self.limits.memory, self.limits.host_memory = before.memory, before.host_memory
             raise
 
+    def expect(
+        self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, entry: str = "forward"
+    ) -> None:
+        """Plan for a call before it is made, where gradients are enabled for its way back too; no weight is read.
+
+        Raises:
+            MemoryLimitError: the limit is too small for it.
+        """
+        with self._stage.lock:
+            self._notice_changes()
+            self._learn(entry, args, kwargs or {})
+
     def suspend(self) -> None:
         """Give the weights' memory back until the next call."""
         if self._engine is not None:

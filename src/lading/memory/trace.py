@@ -42,6 +42,8 @@ _QUESTIONS = {
     for name in ("dtype", "device", "shape", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "requires_grad")
 } | {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.stride, torch.Tensor.is_floating_point}
 """What is asked of a tensor without its values: to ask a parameter outside its leaf does not hold it in memory."""
+_ASKED_EACH_TIME = 256
+"""Storages that are asked whether they still live, about, for each operator."""
 _FREE = {"device", "_unsafe_view", "_reshape_alias", "empty", "empty_like", "new_empty", "empty_strided", "sym_size"}
 
 
@@ -239,7 +241,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
         for name in self._owners:
             self._names.setdefault(id(state[name]), []).append(name)
         self._weights = {_reference(tensor).cdata for tensor in state.values()}
-        self._live: dict[int, tuple[Any, int]] = {}
+        self._live = _Live()
         self._stack: list[_Visit] = []
         self._containers: set[torch.nn.Module] = set()
         self._visits: list[_Visit] = []
@@ -292,14 +294,13 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
         workspace = _workspace_bytes(func, args, output, self._device)
         if self._visits and not is_free(func):
             self._visits[-1].operations.append(operation_of(func, args, kwargs or {}, output))
-        for tensor in tree_iter(output):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor)
-        self._measure(workspace)
+        known = [self._count(tensor) for tensor in tree_iter(output) if isinstance(tensor, torch.Tensor)]
+        if workspace or not all(known):
+            self._measure(workspace)
         return output
 
     def _enter(self, part: torch.nn.Module, name: str) -> None:
-        if self._stack:
+        if self._stack and self._stack[-1].part not in self._containers:
             self._containers.add(self._stack[-1].part)
             self._fix_own(self._stack[-1].part)
         self._stack.append(_Visit(part, name))
@@ -320,15 +321,52 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
     def _fix_own(self, part: torch.nn.Module) -> None:
         self.fixed.update(name for name, owner in self._owners.items() if owner is part)
 
-    def _count(self, tensor: torch.Tensor) -> None:
+    def _count(self, tensor: torch.Tensor) -> bool:
+        """Count a tensor; tell whether its memory was known."""
         reference = _reference(tensor)
-        if reference.cdata not in self._live and reference.cdata not in self._weights:
-            self._live[reference.cdata] = (reference, tensor.untyped_storage().nbytes())
+        if reference.cdata in self._weights:
+            return True
+        return self._live.add(reference, tensor.untyped_storage().nbytes())
 
     def _measure(self, workspace: int) -> None:
-        for key in [key for key, (reference, _) in self._live.items() if reference.expired()]:
-            del self._live[key]
-        self.peak = max(self.peak, sum(nbytes for _, nbytes in self._live.values()) + workspace)
+        self.peak = max(self.peak, self._live.nbytes() + workspace)
+
+
+class _Live:
+    """Bytes of storages that live, and never less.
+
+    Of the thousands that wait for a way back not all are asked each time whether they still live, but those that are
+    new. One of them that has gone meanwhile counts a while longer.
+    """
+
+    def __init__(self) -> None:
+        self._old: dict[int, tuple[Any, int]] = {}
+        self._new: dict[int, tuple[Any, int]] = {}
+        self._old_bytes = 0
+        self._waited = 0
+
+    def add(self, reference: Any, nbytes: int) -> bool:
+        """Count a storage, once; tell whether it was counted already."""
+        known = reference.cdata in self._old or reference.cdata in self._new
+        if not known:
+            self._new[reference.cdata] = (reference, nbytes)
+        return known
+
+    def nbytes(self) -> int:
+        """Return the bytes of all."""
+        self._waited += 1
+        if self._waited * _ASKED_EACH_TIME > len(self._old):
+            self._old = _living(self._old | self._new)
+            self._old_bytes = sum(nbytes for _, nbytes in self._old.values())
+            self._new = {}
+            self._waited = 0
+        else:
+            self._new = _living(self._new)
+        return self._old_bytes + sum(nbytes for _, nbytes in self._new.values())
+
+
+def _living(storages: dict[int, tuple[Any, int]]) -> dict[int, tuple[Any, int]]:
+    return {key: one for key, one in storages.items() if not one[0].expired()}
 
 
 @dataclass

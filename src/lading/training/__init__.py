@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lading.loading.learning import default_targets
     from lading.training.adapters import add_lora, save_lora
     from lading.training.freezing import TrainingTable, freeze, trainable_parameters, training_table
+    from lading.training.replicas import launched
     from lading.training.runs import Outcome, train_model
     from lading.training.settings import Settings
     from lading.training.watching import Progress, Watcher
@@ -20,6 +21,7 @@ __getattr__, __dir__ = lazy_names(
         "lading.loading.learning": ("default_targets",),
         "lading.training.adapters": ("add_lora", "save_lora"),
         "lading.training.freezing": ("TrainingTable", "freeze", "trainable_parameters", "training_table"),
+        "lading.training.replicas": ("launched",),
         "lading.training.runs": ("Outcome", "train_model"),
         "lading.training.settings": ("Settings",),
         "lading.training.watching": ("Progress", "Watcher"),
@@ -35,6 +37,7 @@ __all__ = [
     "add_lora",
     "default_targets",
     "freeze",
+    "launched",
     "save_lora",
     "train_model",
     "trainable_parameters",

@@ -98,7 +98,8 @@ def lora_state(module: torch.nn.Module, name: str = ADAPTER) -> dict[str, torch.
 
     if name not in getattr(module, "peft_config", {}):
         raise LadingError(f"{type(module).__name__} has no adapter {name!r}: add one with add_lora")
-    return dict(get_peft_model_state_dict(module, adapter_name=name))
+    adapters = {key: parameter for key, parameter in module.named_parameters() if f".{name}." in key}
+    return dict(get_peft_model_state_dict(module, adapters, name))  # the network's own may be streamed, and large
 
 
 def save_lora(

@@ -46,6 +46,18 @@ class Denoiser:
             shape: of the batch.
         """
         rules = self._rules
+        with self.precision():
+            output = self.network(**self.arguments(noisy, timesteps, conditions, shape))[0]
+        if rules.listed:
+            output = torch.stack([latent.float() for latent in output]).squeeze(2)
+        output = unpack(output.float(), shape) if shape.layout.packed else output.float()
+        return -output if rules.negated else output
+
+    def arguments(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: Sequence[Conditions], shape: LatentShape
+    ) -> dict[str, Any]:
+        """Return what the network is called with."""
+        rules = self._rules
         given = collate(conditions, rules.batched).to(self._device)
         latents: Any = noisy.to(self._dtype)
         latents = pack(latents, shape) if shape.layout.packed else latents
@@ -53,13 +65,7 @@ class Denoiser:
             latents = list(latents.unsqueeze(2).unbind(0))
         timestep = TIMESTEP_RULES[rules.timestep_rule](timesteps, self._last)
         timestep = timestep.reshape(-1, *[1] * len(given.timestep_shape)).expand(-1, *given.timestep_shape)
-        arguments = {**given.arguments, rules.latents: latents, rules.timestep: timestep}
-        with self.precision():
-            output = self.network(**arguments, return_dict=False)[0]
-        if rules.listed:
-            output = torch.stack([latent.float() for latent in output]).squeeze(2)
-        output = unpack(output.float(), shape) if shape.layout.packed else output.float()
-        return -output if rules.negated else output
+        return {**given.arguments, rules.latents: latents, rules.timestep: timestep, "return_dict": False}
 
     def precision(self) -> Any:
         """Return the context in which the network computes in its dtype, with adapters that are held in float32."""

@@ -6,8 +6,9 @@ What is trained, where its weights lie and how many processes share a step is gi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,7 @@ from lading.training.averaging import Average
 from lading.training.checkpoints import Checkpoints, State
 from lading.training.conditions import Conditions, alike, signature
 from lading.training.denoising import Denoiser
-from lading.training.objectives import Objective
+from lading.training.objectives import Objective, Task
 from lading.training.order import Order, generator_for
 from lading.training.settings import Settings
 from lading.training.watching import Progress, Watcher
@@ -44,8 +45,8 @@ class Examples(Protocol):
     """What a run learns from."""
 
     @property
-    def buckets(self) -> tuple[Hashable, ...]:
-        """Of each example; those of one bucket make batches."""
+    def buckets(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each example's latent; those of one shape make batches."""
 
     def draw(self, index: int, generator: torch.Generator) -> Sample:
         """Return an example, with what chance decides of it decided by a generator."""
@@ -196,15 +197,29 @@ def _groups(run: Run, number: int, batch: Sequence[int]) -> Iterator[_Group]:
 
 def _loss(run: Run, group: _Group) -> torch.Tensor:
     """Return the sum over a group of each example's weighted mean squared error, in float32."""
-    latents, noise = (
-        torch.cat(tensors).to(run.device) for tensors in ([each.latents for each in group.samples], group.noise)
-    )
-    task = run.objective.task(latents, noise, torch.stack(group.moments).to(run.device))
-    shape = group.samples[0].shape
-    shape = type(shape)({**shape.sizes, "batch": len(latents)}, shape.layout, shape.padding)
+    task, shape = _task(run, group)
     predicted = run.denoiser(task.noisy, task.timesteps, [each.conditions for each in group.samples], shape)
     errors = torch.nn.functional.mse_loss(predicted, task.target.float(), reduction="none").flatten(1).mean(1)
     return (errors * task.weights).sum()
+
+
+def _task(run: Run, group: _Group) -> tuple[Task, LatentShape]:
+    latents, noise = (
+        torch.cat(tensors).to(run.device) for tensors in ([each.latents for each in group.samples], group.noise)
+    )
+    shape = group.samples[0].shape
+    shape = type(shape)({**shape.sizes, "batch": len(latents)}, shape.layout, shape.padding)
+    return run.objective.task(latents, noise, torch.stack(group.moments).to(run.device)), shape
+
+
+def largest_call(run: Run) -> dict[str, Any]:
+    """Return the arguments of the largest call of the network in an epoch; of texts it may meet a longer one."""
+    order = Order(run.examples.buckets, run.settings.batch_size, run.settings.seed)
+    sizes = [prod(shape) for shape in run.examples.buckets]
+    number = max(range(order.batches), key=lambda each: sum(sizes[index] for index in order.batch(each)))
+    group = max(_groups(run, number, order.batch(number)), key=lambda each: sum(one.numel() for one in each.noise))
+    task, shape = _task(run, group)
+    return run.denoiser.arguments(task.noisy, task.timesteps, [each.conditions for each in group.samples], shape)
 
 
 def _require_gradients(run: Run, state: State) -> None:

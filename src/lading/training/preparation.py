@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -88,7 +89,7 @@ class PreparedExamples:
         return len(self._prepared)
 
     @property
-    def buckets(self) -> tuple[Hashable, ...]:
+    def buckets(self) -> tuple[tuple[int, ...], ...]:
         return tuple(each.framed.shape.shape for each in self._prepared)
 
     def draw(self, index: int, generator: torch.Generator) -> Sample:
@@ -198,6 +199,7 @@ class Preparation:
         unsaid = validation.missing if validation is not None else []
         if missing or unsaid or not self.store.has(self._rules_key()):
             self._encode_captions(missing, validation)
+            gc.collect()  # of the encoders, which hold themselves where they are streamed
         rules = self._read_rules()
         prepared = self._encode_pictures(framed, rules)
         self._digests.save()
@@ -214,16 +216,20 @@ class Preparation:
             captions += [("", each.extent) for each in framed]
         return {self._conditions_key(*caption): caption for caption in captions}
 
-    def rehearsal(self) -> Rehearsal:
-        """Load the encoders into a pipeline that is run for its conditions."""
+    def rehearsal(self, streamed: bool = True) -> Rehearsal:
+        """Load the encoders into a pipeline that is run for its conditions.
+
+        Args:
+            streamed: whether they may be, under a limit.
+        """
         names = [*self.parts.encoders, "scheduler"]
         components = load_components(
             self.parts.folder,
             names,
             torch_dtype=self.dtype,
             device=self.device,
-            memory_limit=self.settings.memory_limit,
-            host_memory_limit=self.settings.host_memory_limit,
+            memory_limit=self.settings.memory_limit if streamed else None,
+            host_memory_limit=self.settings.host_memory_limit if streamed else None,
         )
         return Rehearsal(self.parts, components, self.dtype, self.device, self.settings.guidance)
 

@@ -8,31 +8,36 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from lading.checkpoint.dtypes import named_dtype
 from lading.errors import LadingError
-from lading.loading.components import load_component, load_components
+from lading.loading.components import load_by_spec, load_component
+from lading.loading.loaders import LoadOptions
 from lading.loading.pipeline import default_device
+from lading.loading.streamed import limits_on
+from lading.memory import manager_of
 from lading.training.checkpoints import Checkpoints, State
+from lading.training.conditions import Conditions
 from lading.training.dataset import read_folder
 from lading.training.denoising import Denoiser
 from lading.training.durable import write_json
 from lading.training.freezing import TrainingTable
 from lading.training.logs import StepLog, Watchers
-from lading.training.loop import Run, begin, train
+from lading.training.loop import Run, begin, largest_call, train
 from lading.training.objectives import make_objective
 from lading.training.parts import examine
 from lading.training.preparation import Framed, Preparation, Prepared, PreparedExamples, frame_examples
 from lading.training.rehearsal import DenoiserRules, Extent
+from lading.training.room import bytes_beside, bytes_saved, keep_within, require_room
 from lading.training.settings import Settings
 from lading.training.store import Store, fingerprint
-from lading.training.subjects import Subject, full_subject, holding, lora_subject, word_subject
+from lading.training.subjects import Subject, empty_denoiser, full_subject, holding, lora_subject, word_subject
 from lading.training.validation import Validation
 from lading.training.watching import Watcher
 from lading.training.world import ALONE, World
@@ -73,6 +78,7 @@ def train_model(
         out: where weights, checkpoints, logs and grids go.
         resume: go on from the newest checkpoint in `out`, to the same weights as without interruption.
         cache: where encoded captions and pictures are kept; None is "cache" in `out`. Several runs may share one.
+        world: the processes that train together, as `launched` gives them.
 
     Raises:
         ComponentError: the model cannot be trained; nothing has been loaded.
@@ -90,14 +96,35 @@ def train_model(
     _require_fresh(out, resume)
     watcher = Watchers([watcher or Watcher(), *([StepLog(out / "log.jsonl")] if world.leads else [])])
     framed = frame_examples(examples, parts, settings, watcher)
-    device = torch.device(settings.device or default_device())
+    device = torch.device(world.device or settings.device or default_device())
     dtype = named_dtype(settings.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
+    limits = limits_on(device, settings.memory_limit, settings.host_memory_limit)
+    if limits is not None and settings.method == "full":
+        require_room(empty_denoiser(parts, settings), limits.memory, settings)
     out.mkdir(parents=True, exist_ok=True)
     preparation = Preparation(parts, settings, dtype, device, Store(Path(cache or out / "cache")), watcher)
     with world.in_turn():
         rules, prepared, validation = _prepare(preparation, framed)
+
+    def run_through(network: torch.nn.Module, conditions: Callable[[Framed], Conditions] | None = None) -> Run:
+        return Run(
+            settings,
+            Denoiser(network, rules, preparation.timesteps, dtype, device),
+            PreparedExamples(prepared, preparation.store, settings.caption_dropout, conditions),
+            objective,
+            world,
+            watcher,
+            device,
+        )
+
+    if limits is not None and settings.method == "full":
+        empty = empty_denoiser(parts, settings)
+        require_room(empty, limits.memory, settings, run_through(empty))
     subject = _subject(preparation)
-    watcher.tell(str(subject.table))
+    if world.leads:
+        watcher.tell(str(subject.table))
+    if limits is not None and settings.method != "full":
+        _keep_within(limits.memory, subject, run_through(subject.denoiser, subject.conditions))
     network, parameters = world.joined(subject.denoiser, subject.parameters)
     state = begin(parameters, settings, dtype, device.type)
     facts = {"denoiser": preparation.denoiser, "data": _digest(prepared)}
@@ -112,18 +139,8 @@ def train_model(
             with averaged(subject, state):
                 validation.draw(_drawing_parts(preparation, subject), out / "samples" / f"step-{step:06d}.png")
 
-    run = Run(
-        settings,
-        Denoiser(network, rules, preparation.timesteps, dtype, device),
-        PreparedExamples(prepared, preparation.store, settings.caption_dropout, subject.conditions),
-        objective,
-        world,
-        watcher,
-        device,
-        validate,
-    )
     watcher.begin(state.step, settings.steps)
-    train(run, state, checkpoints)
+    train(replace(run_through(network, subject.conditions), validate=validate), state, checkpoints)
     files = subject.save(out, state.result) if world.leads else ()
     world.wait()
     return Outcome(files, state.step, subject.table)
@@ -158,7 +175,18 @@ def _subject(preparation: Preparation) -> Subject:
         return lora_subject(parts, settings, dtype, device)
     if settings.method == "full":
         return full_subject(parts, settings, dtype, device)
-    return word_subject(parts, settings, dtype, device, preparation.rehearsal())
+    return word_subject(parts, settings, dtype, device, preparation.rehearsal(streamed=False))
+
+
+def _keep_within(limit: int, subject: Subject, run: Run) -> None:
+    """Put a streamed denoiser under what is left beside all that stays: optimizer states, and encoders that learn."""
+    kept = bytes_beside(subject.parameters.values(), run.settings)
+    for encoder in (subject.encoders or {}).values():
+        if isinstance(encoder, torch.nn.Module):
+            kept += sum(tensor.nbytes for tensor in (*encoder.parameters(), *encoder.buffers()))
+    if subject.conditions is not None:
+        kept += bytes_saved(lambda: largest_call(run)) * run.settings.accumulate
+    keep_within(manager_of(subject.denoiser), limit, kept, run)
 
 
 @contextmanager
@@ -176,12 +204,11 @@ def averaged(subject: Subject, state: State) -> Iterator[None]:
 def _drawing_parts(preparation: Preparation, subject: Subject) -> dict[str, object]:
     """What drawing needs: the denoiser as it is, and the parts that are not in memory while training."""
     parts = preparation.parts
-    loaded = load_components(
-        parts.folder,
-        [parts.autoencoder.name, "scheduler"],
-        torch_dtype={"default": preparation.dtype},
-        device=preparation.device,
-    )
+    streamed = "lading_manager" in subject.denoiser.__dict__
+    limits = manager_of(subject.denoiser).limits if streamed else None
+    options = LoadOptions(preparation.dtype, preparation.device, None, limits)
+    autoencoder, _ = load_by_spec(parts.autoencoder, options)  # takes turns with the denoiser
+    loaded = {parts.autoencoder.name: autoencoder, "scheduler": load_component(parts.folder, "scheduler")}
     return {**loaded, **(subject.encoders or {}), parts.denoiser.name: subject.denoiser}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,11 @@ from typing import Any
 
 import torch
 
-from lading.loading.components import load_components
+from lading.loading.components import load_by_spec
+from lading.loading.configs import read_config
+from lading.loading.loaders import LoadOptions, resolve_class
+from lading.loading.network import build_empty
+from lading.loading.streamed import limits_on
 from lading.training.adapters import add_lora, save_lora
 from lading.training.conditions import Conditions
 from lading.training.durable import whole
@@ -74,7 +79,7 @@ def lora_subject(parts: PipelineParts, settings: Settings, dtype: torch.dtype, d
 
 def full_subject(parts: PipelineParts, settings: Settings, dtype: torch.dtype, device: torch.device) -> Subject:
     """Load the denoiser in float32, all of it trainable; it computes in `dtype`."""
-    network = _load_denoiser(parts, settings, torch.float32, device)
+    network = _load_denoiser(parts, settings, torch.float32, device, streamed=False)
     network.requires_grad_(True).train()
     parameters = trainable_parameters(network)
 
@@ -107,17 +112,24 @@ def word_subject(
     return Subject(network, parameters, table, save, conditions, encoders)
 
 
+def empty_denoiser(parts: PipelineParts, settings: Settings) -> torch.nn.Module:
+    """Return the denoiser as full fine-tuning trains it, on the meta device: nothing has been read."""
+    network = build_empty(resolve_class(parts.denoiser), read_config(parts.denoiser.folder / "config.json"), None)
+    return _checkpointed(network, settings).train()
+
+
 def _load_denoiser(
-    parts: PipelineParts, settings: Settings, dtype: torch.dtype, device: torch.device
+    parts: PipelineParts, settings: Settings, dtype: torch.dtype, device: torch.device, streamed: bool = True
 ) -> torch.nn.Module:
-    (network,) = load_components(
-        parts.folder,
-        [parts.denoiser.name],
-        torch_dtype=dtype,
-        device=device,
-        memory_limit=settings.memory_limit,
-        host_memory_limit=settings.host_memory_limit,
-    ).values()
+    """Load the denoiser; under a limit none of its weights are read before the limit is set, when all else is known."""
+    limits = limits_on(device, settings.memory_limit, settings.host_memory_limit) if streamed else None
+    if limits is not None:
+        limits.memory = sys.maxsize
+    network, _ = load_by_spec(parts.denoiser, LoadOptions(dtype, device, None, limits))
+    return _checkpointed(network, settings)
+
+
+def _checkpointed(network: Any, settings: Settings) -> torch.nn.Module:
     if settings.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     assert isinstance(network, torch.nn.Module)

@@ -22,10 +22,12 @@ class World:
     Attributes:
         rank: of this process, from 0.
         size: how many there are.
+        device: that is this process's own; None leaves the choice.
     """
 
     rank: int = 0
     size: int = 1
+    device: str | None = None
 
     @property
     def leads(self) -> bool:
