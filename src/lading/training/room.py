@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 
 from lading.errors import MemoryLimitError
+from lading.loading.learning import OPTIMIZER_COPIES
 from lading.memory import Manager
 from lading.memory.trace import trace
 from lading.sizes import format_size
-from lading.training.freezing import OPTIMIZER_COPIES
 from lading.training.loop import Run, largest_call
 from lading.training.settings import Settings
 
