@@ -17,6 +17,7 @@ from lading.catalog.change import (
     AddAxes,
     Change,
     DropAxes,
+    Flatten,
     Fold,
     Fuse,
     Permute,
@@ -93,6 +94,11 @@ def unsqueeze(file: str, model: str, count: int = 2) -> Rule:
 def fold(file: str, model: str, rows: int) -> Rule:
     """Vectors that the file writes as one are the rows of a matrix in the network."""
     return Rule((file,), (model,), Fold(rows))
+
+
+def flatten(file: str, model: str, rank: int, axis: int) -> Rule:
+    """A vector that the file spreads over `rank` axes, all but one of size one, is a vector in the network."""
+    return Rule((file,), (model,), Flatten(rank, axis))
 
 
 def swap_halves(file: str, model: str, dim: int = 0) -> Rule:

@@ -97,6 +97,13 @@ _ORIGINAL = KeyMap(
     )
 )
 
+
+
+def _not_in_the_class(shapes: Shapes) -> dict[str, str]:
+    """A branch of the last layer that raw.safetensors has; its own code does not run it."""
+    return {name: "a branch of the last layer" for name in ("last.up.weight", "last.down.weight") if name in shapes}
+
+
 FAMILY = Family(
     "krea2",
     (
@@ -108,6 +115,8 @@ FAMILY = Family(
             published={"krea/Krea-2-Raw": _RAW, "krea/Krea-2-Turbo": _RAW},
             layouts={"original": _ORIGINAL},
             unverified={"axes_dims_rope": (32, 48, 48)},
+            beside=("last.up.weight", "last.down.weight"),
+            extras=_not_in_the_class,
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=LatentNumbers(
                 ("batch", "channels", "height", "width"),

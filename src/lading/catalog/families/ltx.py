@@ -16,8 +16,8 @@ from lading.catalog.architecture import (
     LatentNumbers,
     Repository,
 )
+from lading.catalog.families import _ltx_layouts
 from lading.catalog.families._arrangement import published_arrangement
-from lading.catalog.keymap import KeyMap, Rule, rename
 from lading.catalog.shapes import Shapes, quotient
 from lading.latents.compression import AutoencoderEntries, entry, every, first_of, halved_patches
 from lading.latents.latent_numbers import AudioNumbers
@@ -247,45 +247,6 @@ def _ltx2_inputs(config: Config, extent: Extent) -> Inputs:
     }
 
 
-def _attention(*names: str) -> list[Rule]:
-    return [
-        rename(f"transformer_blocks.{{n}}.{name}.{old}.{{leaf}}", f"transformer_blocks.{{n}}.{name}.{new}.{{leaf}}")
-        for name in names
-        for old, new in (("q_norm", "norm_q"), ("k_norm", "norm_k"))
-    ]
-
-
-_VIDEO_ORIGINAL = KeyMap(
-    (
-        rename("patchify_proj.{leaf}", "proj_in.{leaf}"),
-        rename("adaln_single.{rest}", "time_embed.{rest}"),
-        *_attention("attn1", "attn2"),
-        rename("{rest}", "{rest}"),
-    )
-)
-_LTX2_ORIGINAL = KeyMap(
-    (
-        rename("patchify_proj.{leaf}", "proj_in.{leaf}"),
-        rename("audio_patchify_proj.{leaf}", "audio_proj_in.{leaf}"),
-        rename("adaln_single.{rest}", "time_embed.{rest}"),
-        rename("audio_adaln_single.{rest}", "audio_time_embed.{rest}"),
-        rename("prompt_adaln_single.{rest}", "prompt_adaln.{rest}"),
-        rename("audio_prompt_adaln_single.{rest}", "audio_prompt_adaln.{rest}"),
-        rename("av_ca_video_scale_shift_adaln_single.{rest}", "av_cross_attn_video_scale_shift.{rest}"),
-        rename("av_ca_audio_scale_shift_adaln_single.{rest}", "av_cross_attn_audio_scale_shift.{rest}"),
-        rename("av_ca_a2v_gate_adaln_single.{rest}", "av_cross_attn_video_a2v_gate.{rest}"),
-        rename("av_ca_v2a_gate_adaln_single.{rest}", "av_cross_attn_audio_v2a_gate.{rest}"),
-        *(
-            rename(
-                f"transformer_blocks.{{n}}.scale_shift_table_a2v_ca_{side}",
-                f"transformer_blocks.{{n}}.{side}_a2v_cross_attn_scale_shift_table",
-            )
-            for side in ("video", "audio")
-        ),
-        *_attention("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"),
-        rename("{rest}", "{rest}"),
-    )
-)
 _SCALING = "spatio_temporal_scaling"
 _LATENT = LatentNumbers(
     ("batch", "channels", "frames", "height", "width"),
@@ -318,7 +279,7 @@ FAMILY = Family(
             _video,
             _video_inputs,
             published={"Lightricks/LTX-Video": _VIDEO_2B, "Lightricks/LTX-Video-0.9.7-dev": _VIDEO_13B},
-            layouts={"original": _VIDEO_ORIGINAL},
+            layouts={"original": _ltx_layouts.VIDEO},
             examples=({**_VIDEO_2B, "num_layers": 1, "attention_bias": False, "attention_out_bias": False},),
             unverified=_UNVERIFIED,
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
@@ -339,7 +300,7 @@ FAMILY = Family(
             _ltx2,
             _ltx2_inputs,
             published={"Lightricks/LTX-2": _LTX2, "Lightricks/LTX-2.3": _LTX2_3},
-            layouts={"original": _LTX2_ORIGINAL},
+            layouts={"original": _ltx_layouts.LTX2},
             examples=(
                 _WITHOUT_BIASES,
                 {**_LTX2_3, "num_layers": 1, "use_prompt_adaln_single": False},

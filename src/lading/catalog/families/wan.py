@@ -314,7 +314,12 @@ FAMILY = Family(
             _animate,
             _animate_inputs,
             published={"Wan-AI/Wan2.2-Animate-14B": _ANIMATE},
-            unverified={"num_attention_heads": 40, "attention_head_dim": _HEAD_DIM},
+            layouts={"original": _wan_layouts.original_animate},
+            unverified=_UNVERIFIED,
+            beside=(
+                "motion_encoder.enc.net_app.convs.{n}.conv2.0.kernel",
+                "motion_encoder.enc.net_app.convs.{n}.skip.0.kernel",
+            ),
             lora_targets=_LORA,
         ),
         Architecture(
