@@ -56,6 +56,27 @@ class Same:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """One change after the other."""
+
+    changes: tuple[Change, ...]
+
+    @property
+    def inverse(self) -> Chain:
+        return Chain(tuple(change.inverse for change in reversed(self.changes)))
+
+    def shapes(self, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+        for change in self.changes:
+            shapes = change.shapes(shapes)
+        return tuple(shapes)
+
+    def tensors(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        for change in self.changes:
+            tensors = change.tensors(tensors)
+        return tuple(tensors)
+
+
+@dataclass(frozen=True)
 class Split:
     """One tensor becomes several along an axis, in proportion to `parts`; queries, keys and values mostly."""
 

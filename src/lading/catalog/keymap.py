@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from lading.catalog.change import (
     AddAxes,
+    Chain,
     Change,
     DropAxes,
     Flatten,
@@ -64,6 +65,11 @@ def rename(file: str, model: str) -> Rule:
 def split(file: str, *model: str, parts: tuple[int, ...] | None = None, dim: int = 0) -> Rule:
     """One tensor of the file is several in the network, of equal size or as `parts` says."""
     return Rule((file,), model, Split(parts or (1,) * len(model), dim))
+
+
+def squeeze_and_split(file: str, *model: str, count: int = 2) -> Rule:
+    """A convolution of one pixel in the file is several linear layers of equal size in the network."""
+    return Rule((file,), model, Chain((DropAxes(count), Split((1,) * len(model)))))
 
 
 def split_heads(file: str, *model: str, head: int) -> Rule:

@@ -214,26 +214,38 @@ def _resolve(signature: Signature, view: Part) -> tuple[tuple[Candidate, ...], l
             view.prefix,
             models,
         )
-        for models, whole in _variants(architecture, config)
+        for models, whole in _variants(architecture, config, shapes)
     )
     return candidates, remarks, ""
 
 
-def _variants(architecture: Architecture, config: Mapping[str, Any]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+def _variants(
+    architecture: Architecture, config: Mapping[str, Any], shapes: Shapes
+) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     """The published models that these shapes may be, grouped by what shapes cannot tell, with whole configs."""
-    defaults = {key: value for key, value in architecture.unverified.items() if "." not in key}
+    config = _with_defaults(config, architecture.unverified)
     groups: list[tuple[list[str], dict[str, Any]]] = []
     for name, published in architecture.published.items():
-        if not _agree(published, config, architecture.unverified):
+        if not _agree(published, config, architecture.unverified) or not architecture.fits(published, shapes):
             continue
-        whole = {**defaults, **config, **published}
+        whole = {**config, **published}
         for names, other in groups:
             if other == whole:
                 names.append(name)
                 break
         else:
             groups.append(([name], whole))
-    return [(tuple(names), whole) for names, whole in groups] or [((), {**defaults, **config})]
+    return [(tuple(names), whole) for names, whole in groups] or [((), config)]
+
+
+def _with_defaults(config: Mapping[str, Any], unverified: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with what shapes cannot tell, as far as a value is known to hold; nested ones are named with dots."""
+    whole = {key: value for key, value in unverified.items() if "." not in key} | dict(config)
+    for key, value in unverified.items():
+        part, _, inner = key.partition(".")
+        if inner and value is not None and inner not in whole.get(part, {}):
+            whole[part] = {**whole.get(part, {}), inner: value}
+    return whole
 
 
 def _agree(published: Mapping[str, Any], config: Mapping[str, Any], unverified: Iterable[str], at: str = "") -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -26,7 +27,8 @@ from lading.errors import LadingError
 
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
-
+_MOST_VALUES = 4096
+"""Of a tensor that keeps its values in a trace, as a mask of a prompt does; what is larger is data."""
 
 _state = threading.local()
 
@@ -74,7 +76,8 @@ def trace(
     """Run a module on fake tensors and note what it does; neither its weights nor its inputs need data.
 
     Args:
-        args: tensors of any device, the meta device included; only shapes, dtypes and places count.
+        args: tensors of any device, the meta device included; only shapes, dtypes and places count, and what small
+            integral tensors on the CPU hold: masks, sizes.
         entry: the method to call.
         device: where the module computes.
 
@@ -98,18 +101,44 @@ def trace(
         if id(tensor) not in twins:
             twins[id(tensor)] = fake(tensor)
         state[name] = twins[id(tensor)]
-    inputs = tree_map_only(torch.Tensor, fake, (args, dict(kwargs or {})))
+
+    def given(tensor: torch.Tensor) -> torch.Tensor:
+        if not _counts(tensor, device):
+            return fake(tensor)
+        values = tensor.tolist()
+        with mode:
+            return torch.tensor(values, dtype=tensor.dtype).reshape(tensor.shape)
+
     observer = _Observer(module, state)
     _state.tracing = True
     try:
-        with torch.no_grad(), mode, observer.watching(), observer:
-            observer.admit(tree_iter(inputs))
-            _call(module, state, entry, *inputs)
+        with torch.no_grad(), _small_values_known():
+            inputs = tree_map_only(torch.Tensor, given, (args, dict(kwargs or {})))
+            with mode, observer.watching(), observer:
+                observer.admit(tree_iter(inputs))
+                _call(module, state, entry, *inputs)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
         raise LadingError(f"{type(module).__name__} cannot be traced with these inputs: {error}") from error
     finally:
         _state.tracing = False
     return Trace(tuple(observer.calls()), observer.peak, frozenset(observer.fixed))
+
+
+def _counts(tensor: torch.Tensor, device: torch.device) -> bool:
+    """Whether a module may look at what an input holds: a mask, or the sizes of pictures."""
+    integral = not tensor.is_floating_point() and not tensor.is_complex()
+    return integral and tensor.device.type == device.type == "cpu" and tensor.numel() <= _MOST_VALUES
+
+
+@contextmanager
+def _small_values_known() -> Iterator[None]:
+    """Let torch compute with what small tensors hold, where it knows it, as it does with single numbers."""
+    before = fake_tensor.CONSTANT_NUMEL_LIMIT
+    fake_tensor.CONSTANT_NUMEL_LIMIT = max(before, _MOST_VALUES)
+    try:
+        yield
+    finally:
+        fake_tensor.CONSTANT_NUMEL_LIMIT = before
 
 
 def _twin(module: torch.nn.Module) -> torch.nn.Module:

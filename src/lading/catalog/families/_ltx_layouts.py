@@ -59,6 +59,53 @@ _LATENTS = (
     rename("per_channel_statistics.std-of-means", "latents_std"),
 )
 AUDIO_VAE = KeyMap((*_LATENTS, rename("{rest}", "{rest}")))
+_CONNECTOR = (
+    ("attn1.q_norm.{leaf}", "attn1.norm_q.{leaf}"),
+    ("attn1.k_norm.{leaf}", "attn1.norm_k.{leaf}"),
+    ("{rest}", "{rest}"),
+)
+CONNECTORS = KeyMap(
+    (
+        rename("text_embedding_projection.aggregate_embed.{leaf}", "text_proj_in.{leaf}"),
+        *(
+            rename(f"text_embedding_projection.{side}_aggregate_embed.{{leaf}}", f"{side}_text_proj_in.{{leaf}}")
+            for side in ("video", "audio")
+        ),
+        *(
+            rename(
+                f"model.diffusion_model.{side}_embeddings_connector.transformer_1d_blocks.{{n}}.{old}",
+                f"{side}_connector.transformer_blocks.{{n}}.{new}",
+            )
+            for side in ("video", "audio")
+            for old, new in _CONNECTOR
+        ),
+        *(
+            rename(f"model.diffusion_model.{side}_embeddings_connector.{{leaf}}", f"{side}_connector.{{leaf}}")
+            for side in ("video", "audio")
+        ),
+    )
+)
+"""In the same file as the transformer they stand with its prefix, and their projections with another."""
+
+
+def _vocoder(prefix: str) -> list[Rule]:
+    acts = f"{prefix}resblocks.{{n}}.acts{{i}}.{{m}}."
+    model = acts.replace("resblocks", "resnets")
+    return [
+        rename(f"{prefix}conv_pre.{{leaf}}", f"{prefix}conv_in.{{leaf}}"),
+        rename(f"{prefix}conv_post.{{leaf}}", f"{prefix}conv_out.{{leaf}}"),
+        rename(f"{prefix}ups.{{n}}.{{leaf}}", f"{prefix}upsamplers.{{n}}.{{leaf}}"),
+        rename(f"{acts}downsample.lowpass.{{leaf}}", f"{model}downsample.{{leaf}}"),
+        rename(f"{prefix}resblocks.{{n}}.{{rest}}", f"{prefix}resnets.{{n}}.{{rest}}"),
+        rename(f"{prefix}act_post.downsample.lowpass.{{leaf}}", f"{prefix}act_out.downsample.{{leaf}}"),
+        rename(f"{prefix}act_post.{{rest}}", f"{prefix}act_out.{{rest}}"),
+    ]
+
+
+VOCODER = KeyMap(tuple(_vocoder("")))
+WIDE_VOCODER = KeyMap(
+    (*_vocoder("vocoder."), *_vocoder("bwe_generator."), rename("mel_stft.{rest}", "mel_stft.{rest}"))
+)
 _HALVES = (("encoder", "down"), ("decoder", "up"))
 _MOST_BLOCKS = 32
 
@@ -68,7 +115,9 @@ def original_vae(shapes: Shapes) -> KeyMap:
     rules = [*_LATENTS]
     for half, way in _HALVES:
         file = f"{half}.{way}_blocks"
-        told_by_file = any(shapes.has(f"{file}.{{n}}.res_blocks.{{m}}.{name}.weight") for name in ("conv1.conv", "conv1"))
+        told_by_file = any(
+            shapes.has(f"{file}.{{n}}.res_blocks.{{m}}.{name}.weight") for name in ("conv1.conv", "conv1")
+        )
         blocks = list((_blocks_of_file if told_by_file else _blocks_of_network)(shapes, half, way))
         if len(blocks) > _MOST_BLOCKS:
             raise UnknownSizeError(f"blocks that an autoencoder can have: {file} has {len(blocks)}")

@@ -15,7 +15,7 @@ from lading.catalog.architecture import (
     LatentNumbers,
     Repository,
 )
-from lading.catalog.families.autoencoder_kl import autoencoder_inputs, infer_autoencoder
+from lading.catalog.families.autoencoder_kl import autoencoder_inputs, infer_autoencoder, original_rules
 from lading.catalog.keymap import KeyMap, Rule, rename, split, swap_halves
 from lading.catalog.shapes import Shapes, quotient
 
@@ -141,6 +141,17 @@ _ORIGINAL = KeyMap(
     )
 )
 
+
+def _original_vae(shapes: Shapes) -> KeyMap:
+    """As the older autoencoders', but that the convolutions about the latent stand in their halves."""
+    rules = (
+        rename("encoder.quant_conv.{leaf}", "quant_conv.{leaf}"),
+        rename("decoder.post_quant_conv.{leaf}", "post_quant_conv.{leaf}"),
+        rename("bn.{leaf}", "bn.{leaf}"),
+    )
+    return KeyMap((*rules, *original_rules(shapes).rules))
+
+
 FAMILY = Family(
     "flux2",
     (
@@ -176,6 +187,7 @@ FAMILY = Family(
             _vae,
             autoencoder_inputs,
             published={"black-forest-labs/FLUX.2-dev": _VAE},
+            layouts={"original": _original_vae},
         ),
     ),
     repositories={

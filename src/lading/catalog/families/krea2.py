@@ -98,7 +98,6 @@ _ORIGINAL = KeyMap(
 )
 
 
-
 def _not_in_the_class(shapes: Shapes) -> dict[str, str]:
     """A branch of the last layer that raw.safetensors has; its own code does not run it."""
     return {name: "a branch of the last layer" for name in ("last.up.weight", "last.down.weight") if name in shapes}

@@ -192,6 +192,25 @@ def _original(shapes: Shapes) -> KeyMap:
     return KeyMap(tuple(rules))
 
 
+def _original_controlnet(shapes: Shapes) -> KeyMap:
+    """ControlNet's own names: the UNet's first half, a convolution after each of its blocks, and the hint's own."""
+    hint, blocks = "controlnet_cond_embedding", "input_hint_block"
+    last = shapes.count(blocks) - 1 if shapes.has(f"{blocks}.0.weight") else 2 * shapes.count(f"{hint}.blocks") + 2
+    if last > 2 * _MOST_LEVELS:
+        raise UnknownSizeError(f"convolutions that a hint can have: {blocks} has {last}")
+    rules = [
+        rename("zero_convs.{n}.0.{leaf}", "controlnet_down_blocks.{n}.{leaf}"),
+        rename("middle_block_out.0.{leaf}", "controlnet_mid_block.{leaf}"),
+        rename(f"{blocks}.0.{{leaf}}", f"{hint}.conv_in.{{leaf}}"),
+        rename(f"{blocks}.{last}.{{leaf}}", f"{hint}.conv_out.{{leaf}}"),
+        *(
+            rename(f"{blocks}.{number}.{{leaf}}", f"{hint}.blocks.{number // 2 - 1}.{{leaf}}")
+            for number in range(2, last, 2)
+        ),
+    ]
+    return KeyMap((*rules, *_original(shapes).rules))
+
+
 def _resnet(file: str, model: str) -> list[Rule]:
     return [rename(f"{file}.{old}.{{leaf}}", f"{model}.{new}.{{leaf}}") for old, new in _RESNET]
 
@@ -239,7 +258,9 @@ FAMILY = Family(
                     **{key: value for key, value in _SDXL.items() if key not in _UNET_ONLY},
                 },
             },
+            layouts={"original": _original_controlnet},
             unverified=_UNVERIFIED,
+            lora_targets=_LORA,
         ),
     ),
     repositories={
