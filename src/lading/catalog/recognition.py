@@ -239,11 +239,15 @@ def _variants(
 
 
 def _with_defaults(config: Mapping[str, Any], unverified: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with what shapes cannot tell, as far as a value is known to hold; nested ones are named with dots."""
-    whole = {key: value for key, value in unverified.items() if "." not in key} | dict(config)
+    """A config with what shapes cannot tell, as far as a value is known that is not the class's own default."""
+    whole = dict(config)
     for key, value in unverified.items():
-        part, _, inner = key.partition(".")
-        if inner and value is not None and inner not in whole.get(part, {}):
+        part, dot, inner = key.partition(".")
+        if value is None:
+            continue
+        if not dot:
+            whole.setdefault(key, value)
+        elif inner not in whole.get(part, {}):
             whole[part] = {**whole.get(part, {}), inner: value}
     return whole
 

@@ -212,9 +212,12 @@ def _original_vae(shapes: Shapes) -> KeyMap:
 
 
 def _repository(name: str, pipeline: str) -> Repository:
+    vae = "zai-org/CogVideoX-2b" if name.endswith("2b") else "zai-org/CogVideoX-5b"
+    if "1.5" in name:
+        vae = "zai-org/CogVideoX1.5-5B"
     parts = {
         "transformer": Component("diffusers.CogVideoXTransformer3DModel", name),
-        "vae": Component("diffusers.AutoencoderKLCogVideoX", name if name.endswith("2b") else "zai-org/CogVideoX-5b"),
+        "vae": Component("diffusers.AutoencoderKLCogVideoX", vae),
         "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
     }
     return Repository(f"diffusers.{pipeline}", parts)
@@ -280,10 +283,14 @@ FAMILY = Family(
             "diffusers.AutoencoderKLCogVideoX",
             _vae,
             _vae_inputs,
-            published={"zai-org/CogVideoX-2b": _VAE, "zai-org/CogVideoX-5b": {**_VAE, "scaling_factor": 0.7}},
+            published={
+                "zai-org/CogVideoX-2b": _VAE,
+                "zai-org/CogVideoX-5b": {**_VAE, "scaling_factor": 0.7},
+                "zai-org/CogVideoX1.5-5B": {**_VAE, "scaling_factor": 0.7, "invert_scale_latents": True},
+            },
             layouts={"original": _original_vae},
             beside=("loss.{rest}",),
-            unverified={"scaling_factor": 1.15258426},
+            unverified={"scaling_factor": 1.15258426, "invert_scale_latents": False},
         ),
     ),
     repositories={
@@ -293,6 +300,7 @@ FAMILY = Family(
             "zai-org/CogVideoX-5b": "CogVideoXPipeline",
             "zai-org/CogVideoX-5b-I2V": "CogVideoXImageToVideoPipeline",
             "zai-org/CogVideoX1.5-5B": "CogVideoXPipeline",
+            "zai-org/CogVideoX1.5-5B-I2V": "CogVideoXImageToVideoPipeline",
         }.items()
     },
 )

@@ -262,6 +262,15 @@ FAMILY = Family(
         ),
     ),
     repositories={
+        "black-forest-labs/FLUX.1-Redux-dev": Repository(
+            "diffusers.FluxPriorReduxPipeline",
+            {
+                "image_encoder": Component("transformers.SiglipVisionModel", "google/siglip-so400m-patch14-384"),
+                "image_embedder": Component("diffusers.ReduxImageEncoder", "black-forest-labs/FLUX.1-Redux-dev"),
+            },
+        ),
+    }
+    | {
         name: _repository(name, pipeline)
         for name, pipeline in {
             "black-forest-labs/FLUX.1-dev": "FluxPipeline",

@@ -152,6 +152,15 @@ def _original_vae(shapes: Shapes) -> KeyMap:
     return KeyMap((*rules, *original_rules(shapes).rules))
 
 
+def _repository(name: str, text_encoder: str, published: str) -> Repository:
+    parts = {
+        "transformer": Component("diffusers.Flux2Transformer2DModel", name),
+        "vae": Component("diffusers.AutoencoderKLFlux2", "black-forest-labs/FLUX.2-dev"),
+        "text_encoder": Component(f"transformers.{text_encoder}", published),
+    }
+    return Repository(f"diffusers.{'Flux2KleinPipeline' if 'klein' in name else 'Flux2Pipeline'}", parts)
+
+
 FAMILY = Family(
     "flux2",
     (
@@ -191,15 +200,14 @@ FAMILY = Family(
         ),
     ),
     repositories={
-        "black-forest-labs/FLUX.2-dev": Repository(
-            "diffusers.Flux2Pipeline",
-            {
-                "transformer": Component("diffusers.Flux2Transformer2DModel", "black-forest-labs/FLUX.2-dev"),
-                "vae": Component("diffusers.AutoencoderKLFlux2", "black-forest-labs/FLUX.2-dev"),
-                "text_encoder": Component(
-                    "transformers.Mistral3ForConditionalGeneration", "black-forest-labs/FLUX.2-dev"
-                ),
-            },
+        "black-forest-labs/FLUX.2-dev": _repository(
+            "black-forest-labs/FLUX.2-dev", "Mistral3ForConditionalGeneration", "black-forest-labs/FLUX.2-dev"
+        ),
+        "black-forest-labs/FLUX.2-klein-4B": _repository(
+            "black-forest-labs/FLUX.2-klein-4B", "Qwen3ForCausalLM", "Qwen/Qwen3-4B"
+        ),
+        "black-forest-labs/FLUX.2-klein-9B": _repository(
+            "black-forest-labs/FLUX.2-klein-9B", "Qwen3ForCausalLM", "Qwen/Qwen3-8B"
         ),
     },
 )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.keymap import KeyMap, Rule, fold, rename
 from lading.catalog.shapes import Shapes, quotient
 from lading.latents.compression import AutoencoderEntries, entry, halvings
@@ -129,4 +139,15 @@ FAMILY = Family(
             ),
         ),
     ),
+    repositories={
+        name: Repository(
+            "diffusers.Krea2Pipeline",
+            {
+                "transformer": Component("diffusers.Krea2Transformer2DModel", name),
+                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
+                "text_encoder": Component("transformers.Qwen3VLModel", "Qwen/Qwen3-VL-4B-Instruct"),
+            },
+        )
+        for name in ("krea/Krea-2-Raw", "krea/Krea-2-Turbo")
+    },
 )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.keymap import KeyMap, Rule, rename, split, squeeze, squeeze_and_split
 from lading.catalog.shapes import Shapes, quotient
 from lading.latents.compression import AutoencoderEntries, levels
@@ -258,4 +268,20 @@ FAMILY = Family(
             unverified={"scaling_factor": 1.0, "attention_head_dim": 32},
         ),
     ),
+    repositories={
+        name: Repository(
+            f"diffusers.{'SanaSprintPipeline' if 'Sprint' in name else 'SanaPipeline'}",
+            {
+                "transformer": Component("diffusers.SanaTransformer2DModel", name),
+                "vae": Component("diffusers.AutoencoderDC", "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers"),
+                "text_encoder": Component("transformers.Gemma2Model", "google/gemma-2-2b-it"),
+            },
+        )
+        for name in (
+            "Efficient-Large-Model/Sana_1600M_1024px_diffusers",
+            "Efficient-Large-Model/Sana_600M_1024px_diffusers",
+            "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers",
+            "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+        )
+    },
 )

@@ -42,6 +42,7 @@ _SD21 = {
     "cross_attention_dim": 1024,
     "use_linear_projection": True,
     "attention_head_dim": (5, 10, 20, 20),
+    "upcast_attention": True,
     "sample_size": 96,
 }
 _SDXL = {
@@ -223,7 +224,23 @@ _LORA = ("to_q", "to_k", "to_v", "to_out.0")
 _LATENT = LatentNumbers(
     ("batch", "channels", "height", "width"), 4, spatial=8, guidance_entries=("time_cond_proj_dim",)
 )
-_UNVERIFIED = {"attention_head_dim": 8, "addition_time_embed_dim": None}
+_UNVERIFIED = {"attention_head_dim": 8, "addition_time_embed_dim": None, "upcast_attention": False}
+
+_FIRST, _XL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+def _repository(
+    name: str, pipeline: str, vae: str = _FIRST, text_encoder: str = "openai/clip-vit-large-patch14"
+) -> Repository:
+    parts = {
+        "unet": Component("diffusers.UNet2DConditionModel", name),
+        "vae": Component("diffusers.AutoencoderKL", vae),
+        "text_encoder": Component("transformers.CLIPTextModel", text_encoder),
+    }
+    if vae == _XL:
+        parts["text_encoder_2"] = Component("transformers.CLIPTextModelWithProjection", _XL)
+    return Repository(f"diffusers.{pipeline}", parts)
+
 
 FAMILY = Family(
     "stable_diffusion",
@@ -264,32 +281,18 @@ FAMILY = Family(
         ),
     ),
     repositories={
-        "stable-diffusion-v1-5/stable-diffusion-v1-5": Repository(
-            "diffusers.StableDiffusionPipeline",
-            {
-                "unet": Component("diffusers.UNet2DConditionModel", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-                "vae": Component("diffusers.AutoencoderKL", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
-            },
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": _repository(_FIRST, "StableDiffusionPipeline"),
+        "stable-diffusion-v1-5/stable-diffusion-inpainting": _repository(
+            "stable-diffusion-v1-5/stable-diffusion-inpainting", "StableDiffusionInpaintPipeline"
         ),
-        "stabilityai/stable-diffusion-2-1": Repository(
-            "diffusers.StableDiffusionPipeline",
-            {
-                "unet": Component("diffusers.UNet2DConditionModel", "stabilityai/stable-diffusion-2-1"),
-                "vae": Component("diffusers.AutoencoderKL", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-                "text_encoder": Component("transformers.CLIPTextModel", "stabilityai/stable-diffusion-2-1"),
-            },
+        "stabilityai/stable-diffusion-2-1": _repository(
+            "stabilityai/stable-diffusion-2-1",
+            "StableDiffusionPipeline",
+            text_encoder="stabilityai/stable-diffusion-2-1",
         ),
-        "stabilityai/stable-diffusion-xl-base-1.0": Repository(
-            "diffusers.StableDiffusionXLPipeline",
-            {
-                "unet": Component("diffusers.UNet2DConditionModel", "stabilityai/stable-diffusion-xl-base-1.0"),
-                "vae": Component("diffusers.AutoencoderKL", "stabilityai/stable-diffusion-xl-base-1.0"),
-                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
-                "text_encoder_2": Component(
-                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-xl-base-1.0"
-                ),
-            },
+        "stabilityai/stable-diffusion-xl-base-1.0": _repository(_XL, "StableDiffusionXLPipeline", vae=_XL),
+        "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": _repository(
+            "diffusers/stable-diffusion-xl-1.0-inpainting-0.1", "StableDiffusionXLInpaintPipeline", vae=_XL
         ),
     },
 )

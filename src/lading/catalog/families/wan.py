@@ -297,6 +297,8 @@ def _repository(name: str, pipeline: str, transformer: str = "WanTransformer3DMo
         "vae": Component("diffusers.AutoencoderKLWan", vae),
         "text_encoder": Component("transformers.UMT5EncoderModel", "google/umt5-xxl"),
     }
+    if any(word in name for word in ("2.1-I2V", "FLF2V", "Animate")):
+        parts["image_encoder"] = Component("transformers.CLIPVisionModel", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
     return Repository(f"diffusers.{pipeline}", parts)
 
 
@@ -384,17 +386,34 @@ FAMILY = Family(
             _vae_inputs,
             published={"Wan-AI/Wan2.1-T2V-14B": _VAE, "Wan-AI/Wan2.2-TI2V-5B": _VAE_2_2},
             layouts={"original": _wan_layouts.original_vae},
-            unverified={"scale_factor_spatial": 8, "patch_size": None},
+            unverified={"scale_factor_spatial": 8, "patch_size": None, "latents_mean": None, "latents_std": None},
         ),
     ),
     repositories={
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _repository("Wan-AI/Wan2.1-T2V-1.3B", "WanPipeline"),
         "Wan-AI/Wan2.1-T2V-14B-Diffusers": _repository("Wan-AI/Wan2.1-T2V-14B", "WanPipeline"),
+        **{
+            f"{name}-{word}": _repository(name, "WanImageToVideoPipeline")
+            for name, word in (
+                ("Wan-AI/Wan2.1-I2V-14B-480P", "Diffusers"),
+                ("Wan-AI/Wan2.1-I2V-14B-720P", "Diffusers"),
+                ("Wan-AI/Wan2.1-FLF2V-14B-720P", "diffusers"),
+                ("Wan-AI/Wan2.2-I2V-A14B", "Diffusers"),
+            )
+        },
         "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _repository("Wan-AI/Wan2.2-T2V-A14B", "WanPipeline"),
-        "Wan-AI/Wan2.2-I2V-A14B-Diffusers": _repository("Wan-AI/Wan2.2-I2V-A14B", "WanImageToVideoPipeline"),
         "Wan-AI/Wan2.2-TI2V-5B-Diffusers": _repository("Wan-AI/Wan2.2-TI2V-5B", "WanPipeline"),
-        "Wan-AI/Wan2.1-VACE-14B-diffusers": _repository(
-            "Wan-AI/Wan2.1-VACE-14B", "WanVACEPipeline", "WanVACETransformer3DModel"
+        **{
+            f"Wan-AI/Wan2.1-VACE-{size}-diffusers": _repository(
+                f"Wan-AI/Wan2.1-VACE-{size}", "WanVACEPipeline", "WanVACETransformer3DModel"
+            )
+            for size in ("1.3B", "14B")
+        },
+        "Wan-AI/Wan2.2-Animate-14B-Diffusers": _repository(
+            "Wan-AI/Wan2.2-Animate-14B", "WanAnimatePipeline", "WanAnimateTransformer3DModel"
+        ),
+        "Wan-AI/Wan2.2-Animate-2-14B": _repository(
+            "Wan-AI/Wan2.2-Animate-2-14B", "WanAnimate2ModularPipeline", "WanAnimate2Transformer3DModel"
         ),
     },
 )

@@ -178,6 +178,19 @@ _ORIGINAL = KeyMap(
     )
 )
 
+
+def _repository(name: str) -> Repository:
+    parts = {
+        "transformer": Component("diffusers.ZImageTransformer2DModel", name),
+        "vae": Component("diffusers.AutoencoderKL", "Tongyi-MAI/Z-Image-Turbo"),
+        "text_encoder": Component("transformers.Qwen3Model", "Qwen/Qwen3-4B"),
+    }
+    if "Omni" not in name:
+        return Repository("diffusers.ZImagePipeline", parts)
+    parts["siglip"] = Component("transformers.Siglip2VisionModel", name)
+    return Repository("diffusers.ZImageOmniPipeline", parts)
+
+
 FAMILY = Family(
     "z_image",
     (
@@ -232,21 +245,8 @@ FAMILY = Family(
         ),
     ),
     repositories={
-        "Tongyi-MAI/Z-Image-Turbo": Repository(
-            "diffusers.ZImagePipeline",
-            {
-                "transformer": Component("diffusers.ZImageTransformer2DModel", "Tongyi-MAI/Z-Image-Turbo"),
-                "vae": Component("diffusers.AutoencoderKL", "Tongyi-MAI/Z-Image-Turbo"),
-                "text_encoder": Component("transformers.Qwen3Model", "Qwen/Qwen3-4B"),
-            },
-        ),
-        "Tongyi-MAI/Z-Image": Repository(
-            "diffusers.ZImagePipeline",
-            {
-                "transformer": Component("diffusers.ZImageTransformer2DModel", "Tongyi-MAI/Z-Image"),
-                "vae": Component("diffusers.AutoencoderKL", "Tongyi-MAI/Z-Image-Turbo"),
-                "text_encoder": Component("transformers.Qwen3Model", "Qwen/Qwen3-4B"),
-            },
-        ),
+        "Tongyi-MAI/Z-Image-Turbo": _repository("Tongyi-MAI/Z-Image-Turbo"),
+        "Tongyi-MAI/Z-Image": _repository("Tongyi-MAI/Z-Image"),
+        "Tongyi-MAI/Z-Image-Omni-Base": _repository("Tongyi-MAI/Z-Image-Omni-Base"),
     },
 )
