@@ -26,6 +26,8 @@ _NEAREST = 3
 _PARTIAL_SCORE = 0.2
 _PARTIAL_PATTERNS = 8
 """So much must be there of a file whose other tensors are missing, or it might be anything."""
+_NEAR_THE_BEST = 0.8
+"""What is left of a file may fit several networks; those of about this share of the best score are all returned."""
 _LAYER_PATTERNS = 4
 """A numbered list whose elements hold this many patterns is a list of layers, whose numbers have no holes."""
 
@@ -164,7 +166,7 @@ def _partial_finding(part: Part, partial: list[tuple[Fit, Part]], fits: list[Fit
     problems: list[str] = list(dict.fromkeys(reasons))
     top = max((fit.score for fit, _ in partial), default=0.0)
     for fit, view in partial:
-        if fit.score < 0.9 * top or not fit.missing:
+        if fit.score < _NEAR_THE_BEST * top or not fit.missing:
             continue
         found, remarks, reason = _resolve(fit.signature, view)
         if not found and reason:

@@ -22,7 +22,6 @@ _QWEN3_4B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "head_dim": 128,
-    "max_position_embeddings": 40960,
     "rope_parameters": _rotary(1000000.0),
 }
 _QWEN3_0_6B = {
@@ -53,7 +52,6 @@ _QWEN2_5_VL_7B = {
         "num_hidden_layers": 28,
         "num_attention_heads": 28,
         "num_key_value_heads": 4,
-        "max_position_embeddings": 128000,
         "rms_norm_eps": 1e-06,
         "rope_parameters": _rotary(1000000.0, mrope_section=[16, 24, 24]),
     },
@@ -74,7 +72,6 @@ _VISION_3 = {
 }
 _QWEN3_VL_TEXT = {
     **_QWEN3_4B,
-    "max_position_embeddings": 262144,
     "rope_parameters": _rotary(5000000.0, mrope_section=[24, 20, 20], mrope_interleaved=True),
 }
 _QWEN3_VL_4B = {
@@ -121,7 +118,6 @@ _QWEN3_5_27B = {
         "linear_num_key_heads": 16,
         "linear_num_value_heads": 48,
         "layer_types": [_LINEAR, _LINEAR, _LINEAR, _FULL] * 16,
-        "max_position_embeddings": 262144,
         "rope_parameters": _rotary(
             10000000.0, partial_rotary_factor=0.25, mrope_section=[11, 11, 10], mrope_interleaved=True
         ),

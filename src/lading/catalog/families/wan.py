@@ -363,8 +363,8 @@ FAMILY = Family(
             layouts={"original": _wan_layouts.original_animate},
             unverified=_UNVERIFIED,
             beside=(
-                "motion_encoder.enc.net_app.convs.{n}.conv2.0.kernel",
-                "motion_encoder.enc.net_app.convs.{n}.skip.0.kernel",
+                "motion_encoder.enc.net_app.convs.{n}.conv{i}.{m}.kernel",
+                "motion_encoder.enc.net_app.convs.{n}.skip.{m}.kernel",
             ),
             lora_targets=_LORA,
         ),
