@@ -369,6 +369,8 @@ print(status("VmHWM") - before - sum(tensor.nbytes for tensor in tensors.values(
 
 def test_a_cast_takes_the_memory_of_its_result_and_little_more(tmp_path: Path, way: str) -> None:
     file = write_sparse(tmp_path / "model.safetensors", {f"{n}": [16 * MB] for n in range(16)}, 4, "F32")
+    if way == "mapped":
+        subprocess.run(["cat", file], stdout=subprocess.DEVNULL, check=True)  # only what is cached is cast from there
     run = subprocess.run([sys.executable, "-c", CAST_PEAK, file], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 256e6
 

@@ -15,7 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from lading import shipped_model
 from lading.hub.huggingface import HuggingFace
+from lading.hub.modelscope import ModelScope
 from tests.hub.server import Hub, serve
+
+NO_SOCKET = """
+import os, sys
+def refuse(event, details):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"):
+        os.write(2, f"{event} {details}".encode())
+        os._exit(99)
+sys.addaudithook(refuse)
+"""
+"""What a program begins with that may not use the network: trying to ends it, whoever tries."""
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -78,3 +89,13 @@ def source(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setattr("lading.hub.stream._FIRST_WAIT_SECONDS", 0.01)
     yield HuggingFace(token=False, endpoint=hub.endpoint)
     close_session()
+
+
+@pytest.fixture
+def modelscope(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelScope:
+    """This process's way to the same hub, where it speaks ModelScope's protocol."""
+    monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope-home"))
+    monkeypatch.setattr("modelscope_hub.config._default_config", None)
+    monkeypatch.setattr("lading.hub.stream._FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS", 0.01)
+    return ModelScope(token=False, endpoint=hub.endpoint)

@@ -45,22 +45,27 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
+    """What a client asked for; `file` as ModelScope's clients name it, in the query."""
+
     method: str
     path: str
     headers: Mapping[str, str]
+    file: str | None = None
 
 
 class Hub(ThreadingHTTPServer):
     """Serves `<root>/<org>/<name>`.
 
-    Large files are redirected to `storage`, another server with another address, as both hubs do.
+    Large files are redirected to `storage`, another server on another host, as both hubs do.
 
     Attributes:
         log: every request.
         sent: bytes of file contents that were sent, by file name.
         tokens: model id -> the token that may read it.
+        open_listings: models are listed without a token too, as gated ones are.
+        largest: a longer body is refused, whatever file it is of.
         extra: names that listings add, with sizes: files that are not there.
-        pause: seconds between two pieces of a body.
+        pause: seconds between two pieces of a body, but not of the files in `hurried`.
     """
 
     daemon_threads = True
@@ -73,8 +78,11 @@ class Hub(ThreadingHTTPServer):
         self.sent: dict[str, int] = {}
         self.faults: list[Fault] = []
         self.tokens: dict[str, str] = {}
+        self.open_listings = False
+        self.largest: int | None = None
         self.extra: dict[str, int] = {}
         self.pause = 0.0
+        self.hurried: set[str] = set()
         self.lock = threading.Lock()
 
     @property
@@ -84,9 +92,9 @@ class Hub(ThreadingHTTPServer):
     def fetched(self) -> set[str]:
         """The files whose content was asked for."""
         return {
-            request.path.split(f"/{COMMIT}/")[-1]
+            request.file or request.path.split(f"/{COMMIT}/")[-1]
             for request in self.log
-            if request.method == "GET" and "/resolve/" in request.path
+            if request.method == "GET" and (request.file is not None or "/resolve/" in request.path)
         }
 
     def fault_for(self, method: str, path: str) -> Fault | None:
@@ -150,7 +158,12 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         with self.server.lock:
             self.server.log.append(
-                Request(self.command, path, {name.title(): value for name, value in self.headers.items()})
+                Request(
+                    self.command,
+                    path,
+                    {name.title(): value for name, value in self.headers.items()},
+                    query.get("FilePath"),
+                )
             )
         parts = path.strip("/").split("/")
         self._fault = self.server.fault_for(self.command, query.get("FilePath", path))
@@ -158,10 +171,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self._fault.content, self._fault.headers, self._fault.status)
         elif parts[0] == "storage":
             self._content(self.server.root / "/".join(parts[1:]), {})
+        elif parts == ["openapi", "v1", "models"]:
+            self._json({"data": {"models": self._models(query.get("owner", ""))}, "success": True})
         elif parts[:3] == ["api", "v1", "models"]:
             self._modelscope("/".join(parts[3:5]), parts[5:], query)
         elif parts == ["api", "models"]:
-            self._search(query.get("author", ""))
+            self._json(self._models(query.get("author", "")))
         elif parts[:2] == ["api", "models"]:
             self._describe("/".join(parts[2:4]), parts[4:])
         elif len(parts) > 4 and parts[2] == "resolve":
@@ -177,14 +192,13 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.server.tokens.get(model_id)
         return token is None or self.headers.get("Authorization") == f"Bearer {token}"
 
-    def _search(self, author: str) -> None:
-        models = [{"id": f"{author}/{folder.name}"} for folder in sorted((self.server.root / author).glob("*"))]
-        self._json(models)
+    def _models(self, author: str) -> list[dict[str, str]]:
+        return [{"id": f"{author}/{folder.name}"} for folder in sorted((self.server.root / author).glob("*"))]
 
     def _describe(self, model_id: str, rest: list[str]) -> None:
         if not (self.server.root / model_id).is_dir():
             return self._refuse("RepoNotFound")
-        if not self._may_read(model_id):
+        if not self.server.open_listings and not self._may_read(model_id):
             return self._refuse("GatedRepo", 403)
         if rest == ["refs"]:
             branches = [{"name": "main", "ref": "refs/heads/main", "targetCommit": COMMIT}]
@@ -211,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, model_id: str, revision: str, name: str) -> None:
         file = self.server.root / model_id / name
         if not self._may_read(model_id):
-            return self._refuse("GatedRepo", 403)
+            return self._refuse("GatedRepo", 403 if "Authorization" in self.headers else 401)
         if not file.is_file() or revision not in ("main", COMMIT):
             return self._refuse("EntryNotFound")
         headers = {"ETag": f'"{digest_of(file)}"', "X-Repo-Commit": COMMIT}
@@ -224,11 +238,16 @@ class _Handler(BaseHTTPRequestHandler):
         files = self._files(model_id)
         if not files or query.get("Revision", "master") != "master":
             return self._json({"Code": 10010205001, "Message": "not found", "Success": False}, 404)
+        if not self._may_read(model_id):
+            return self._json({"Code": 10010205003, "Message": "forbidden", "Success": False}, 403)
         if rest == ["repo", "files"]:
             entries = [
                 {"Path": name, "Name": file.name, "Type": "blob", "Size": file.stat().st_size}
                 | {"Sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
                 for name, file in files.items()
+            ]
+            entries += [
+                {"Path": name, "Name": name, "Type": "blob", "Size": size} for name, size in self.server.extra.items()
             ]
             return self._json({"Code": 200, "Data": {"Files": entries}, "Success": True})
         if rest == ["repo"] and query.get("FilePath") in files:
@@ -239,7 +258,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _redirect(self, place: str, headers: Mapping[str, str]) -> None:
         assert self.server.storage is not None
-        self._send(b"", {**headers, "Location": f"{self.server.storage.endpoint}/storage/{quote(place)}"}, 302)
+        storage = f"http://localhost:{self.server.storage.server_port}/storage"
+        self._send(b"", {**headers, "Location": f"{storage}/{quote(place)}"}, 302)
 
     def _content(self, file: Path, headers: Mapping[str, str]) -> None:
         content = file.read_bytes()
@@ -251,6 +271,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(b"", {"Content-Range": f"bytes */{len(content)}"}, 416)
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
             content, status = content[start:end], 206
+        if self.server.largest is not None and len(content) > self.server.largest:
+            return self._send(b"", {}, 400)
         self._send(content, headers, status, file.name)
         return None
 
@@ -276,7 +298,8 @@ class _Handler(BaseHTTPRequestHandler):
             end = min(start + PIECE, len(content), len(content) if fault.cut is None else fault.cut)
             self.wfile.write(content[start:end])
             self.server.count(name, end - start)
-            time.sleep(self.server.pause)
+            if name not in self.server.hurried:
+                time.sleep(self.server.pause)
         self.close_connection = fault.cut is not None
 
     def _refuse(self, code: str, status: int = 404) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import zeros
 
 from lading import CheckpointError, DownloadError, open_checkpoint
+from lading.catalog.recognition import identify_checkpoint
 from lading.hub.huggingface import HuggingFace
 from lading.hub.remote import RemoteModel, remote_checkpoints
 from tests.conftest import header_bytes
@@ -61,6 +62,50 @@ def test_shards_are_one_checkpoint_and_the_variant_is_that_asked_for(hub: Hub, s
         "model-00002-of-00002.safetensors",
     ]
     assert [file.name for file in found["vae"].files] == ["diffusion_pytorch_model.fp16.safetensors"]
+
+
+def test_shards_that_an_index_or_their_numbers_tell_of_and_that_are_not_there_are_named(
+    hub: Hub, source: HuggingFace
+) -> None:
+    folder = hub.root / "org/name/transformer"
+    folder.mkdir()
+    shards = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    for number, shard in enumerate(shards[:2]):
+        save_file({f"part.{number}": zeros(2), "both": zeros(1)}, folder / shard)
+    index = folder / "model.safetensors.index.json"
+    numbered = opened(source).checkpoints("transformer")["transformer"]
+    assert numbered.missing == (shards[2],)
+    weight_map = {"part.0": shards[0], "both": shards[0], "part.1": shards[1]}
+    index.write_text(json.dumps({"weight_map": {**weight_map, "x": "absent.safetensors"}}))
+    save_file({"other": zeros(1)}, folder / "model.safetensors")
+    remote = opened(source).checkpoints()["transformer"]
+    local = open_checkpoint(index, complete=False)
+    assert remote.missing == local.missing == ("absent.safetensors",)
+    assert remote.hash() == local.hash()
+    assert remote["both"].file.name == local["both"].file.name == shards[0]
+    assert "1 shards are missing: absent.safetensors: fetch them" in identify_checkpoint(remote).problems
+    index.write_text(json.dumps({"weight_map": {**weight_map, "y": shards[1]}}))
+    with pytest.raises(CheckpointError, match=r"00002-of-00003\.safetensors: the index places tensor 'y' here"):
+        opened(source).checkpoints("transformer")
+
+
+@pytest.mark.parametrize("shard", ["../outside.safetensors", "/etc/passwd", "a\\b", "a\0b", "C:/x", ""])
+def test_an_index_that_points_outside_its_folder_is_refused(hub: Hub, source: HuggingFace, shard: str) -> None:
+    folder = hub.root / "org/name/transformer"
+    folder.mkdir()
+    save_file({"a": zeros(1)}, folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json: names .*outside its folder: refused"):
+        opened(source).checkpoints("transformer")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}', "{"])
+def test_an_index_that_is_none_is_an_error(hub: Hub, source: HuggingFace, content: str) -> None:
+    (hub.root / "org/name/unet/diffusion_pytorch_model.safetensors.index.json").write_text(content)
+    with pytest.raises(
+        (CheckpointError, DownloadError), match=r"unet/diffusion_pytorch_model\.safetensors\.index\.json"
+    ):
+        opened(source).checkpoints("unet")
 
 
 def test_a_repository_of_single_files_lists_each(hub: Hub, source: HuggingFace) -> None:

@@ -6,50 +6,78 @@ import shutil
 
 import pytest
 
-from tests.hub.conftest import Run, last_line
-from tests.hub.server import Hub
+from lading.hub.selection import is_weight, wanted_files
+from tests.hub.conftest import NO_SOCKET, Run, last_line
+from tests.hub.server import COMMIT, Hub
 
 
-def test_a_component_is_fetched_alone_and_then_found_offline(hub: Hub, run: Run) -> None:
-    program = "print(type(lading.load_component('org/name', 'vae')).__name__)"
-    first = run(program)
-    assert first.stdout.split() == ["AutoencoderKL"], first.stderr
-    assert hub.fetched() == {"model_index.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"}
-    hub.log.clear()
-    again = run(program, HF_HUB_OFFLINE="1")
-    assert again.stdout.split() == ["AutoencoderKL"], again.stderr
-    assert hub.log == []
+def test_a_component_is_fetched_alone(hub: Hub, run: Run) -> None:
+    done = run("print(type(lading.load_component('org/name', 'scheduler')).__name__)")
+    assert done.stdout.split() == ["DDIMScheduler"], done.stderr
+    assert hub.fetched() == {"model_index.json", "scheduler/scheduler_config.json"}
 
 
-def test_a_pipeline_is_fetched_in_one_format_and_the_variant_asked_for(hub: Hub, run: Run) -> None:
-    done = run("lading.load_pipeline('org/name', variant='fp16', revision='main')")
-    assert done.returncode == 0, done.stderr
-    weights = {name for name in hub.fetched() if name.endswith((".safetensors", ".bin", ".ckpt"))}
-    assert weights == {
+def test_a_pipeline_is_fetched_in_what_it_uses_and_then_loads_without_a_socket(hub: Hub, run: Run) -> None:
+    """Of the variant asked for where there is one, in one format; no folder that `model_index.json` does not name."""
+    folder = hub.root / "org/name"
+    shutil.copytree(folder / "unet", folder / "unet_ema")
+    (folder / "vae" / "original").mkdir()
+    for name in (
+        "unet/model.msgpack",
+        "unet/lora.safetensors",
+        "vae/original/x.safetensors",
+        "text_encoder/x.bin",
+    ):
+        (folder / name).write_bytes(b"not wanted")
+    program = "print(type(lading.load_pipeline('org/name', variant='fp16', revision='main').unet).__name__)"
+    done = run(program)
+    assert done.stdout.split() == ["UNet2DConditionModel"], done.stderr
+    fetched = hub.fetched()
+    assert {name for name in fetched if is_weight(name)} == {
         "unet/diffusion_pytorch_model.safetensors",
         "text_encoder/model.safetensors",
         "vae/diffusion_pytorch_model.fp16.safetensors",
     }
+    assert {name.partition("/")[0] for name in fetched} == {
+        "model_index.json", "unet", "text_encoder", "vae", "tokenizer", "scheduler"
+    }  # fmt: skip
+    assert "unet/model.msgpack" not in fetched
+    hub.log.clear()
+    again = run(NO_SOCKET + program.replace("'main'", f"'{COMMIT}'"), HF_HUB_OFFLINE="1")
+    assert again.stdout.split() == ["UNet2DConditionModel"], again.stderr
+    assert hub.log == []
+
+
+def test_of_shards_and_a_whole_file_only_those_come_that_load() -> None:
+    shards = [f"t/model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    names = [
+        "t/model.safetensors",
+        *shards,
+        "t/model.safetensors.index.json",
+        "t/pytorch_model.bin",
+        "t/other.safetensors",
+    ]
+    assert wanted_files(names, ["t"], None) == [*shards, "t/model.safetensors.index.json"]
+    assert wanted_files(["t/other.safetensors", "t/another.bin"], ["t"], None) == ["t/other.safetensors"]
+    fp16 = ["t/model.safetensors.index.fp16.json", *(name.replace("model-", "model.fp16-") for name in shards)]
+    assert wanted_files([*names, *fp16], ["t"], "fp16") == fp16
 
 
 @pytest.mark.parametrize(
     ("call", "reason"),
-    [
-        ("lading.load_component('org/absent', 'vae')", "no such model"),
-        ("lading.load_component('org/name', 'vae', revision='nowhere')", "no such revision"),
-    ],
+    [("'org/absent'", "no such model"), ("'org/name', revision='nowhere'", "no such revision")],
 )
 def test_what_the_hub_lacks_is_a_download_error(run: Run, call: str, reason: str) -> None:
-    failed = run(call)
-    last = last_line(failed)
+    last = last_line(run(f"from lading.hub import model_folder; model_folder({call})"))
     assert last.startswith("lading.errors.DownloadError: ")
     assert reason in last
 
 
-def test_a_hub_that_cannot_be_reached_is_a_download_error(run: Run) -> None:
-    failed = run("lading.load_component('org/name', 'vae')", HF_ENDPOINT="http://127.0.0.1:9")
-    assert last_line(failed).startswith("lading.errors.DownloadError: org/name: http://127.0.0.1:9 cannot be reached")
-    assert "HF_HUB_OFFLINE=1" in last_line(failed)
+def test_a_model_that_is_no_pipeline_says_how_to_fetch_it(hub: Hub, run: Run) -> None:
+    (hub.root / "org/name/model_index.json").unlink()
+    failed = run("from lading.hub import model_folder; model_folder('org/name')")
+    assert "org/name: no pipeline in the diffusers layout: it holds " in last_line(failed)
+    assert "fetch its files by name" in last_line(failed)
 
 
 def test_model_config_fetches_its_pattern_into_its_folder(run: Run) -> None:

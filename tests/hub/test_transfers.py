@@ -1,4 +1,4 @@
-"""Files on their way: resumed, verified, placed whole or not at all, and only what was asked for."""
+"""Files on their way from either hub: resumed, verified, placed whole or not at all, and only what was asked for."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import pytest
 from huggingface_hub import constants
 
 from lading import DownloadError
+from lading.hub import stream
 from lading.hub.huggingface import HuggingFace
+from lading.hub.modelscope import ModelScope
 from lading.hub.repository import RemoteFile, listed
+from lading.hub.source import Source
 from lading.hub.transfers import Job, Watcher, fetch_files, jobs_in_folder
 from tests.hub.server import COMMIT, Fault, Hub
 
@@ -20,7 +23,13 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 CONFIG = "unet/config.json"
 
 
-def fetch(source: HuggingFace, folder: Path, *names: str, watcher: Watcher | None = None) -> None:
+@pytest.fixture(params=["huggingface", "modelscope"])
+def source(request: pytest.FixtureRequest, source: HuggingFace, modelscope: ModelScope) -> Source:
+    """Either hub, through its own client."""
+    return source if request.param == "huggingface" else modelscope
+
+
+def fetch(source: Source, folder: Path, *names: str, watcher: Watcher | None = None) -> None:
     repository = source.repository("org/name")
     fetch_files(source, repository, jobs_in_folder(repository, repository.named(names), folder), watcher or Watcher())
 
@@ -38,7 +47,7 @@ def partials(folder: Path) -> list[Path]:
     return list(folder.rglob("*.partial"))
 
 
-def test_a_broken_connection_is_resumed_where_it_broke(hub: Hub, source: HuggingFace, tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed_where_it_broke(hub: Hub, source: Source, tmp_path: Path) -> None:
     storage = storage_of(hub)
     storage.faults = [Fault(UNET, cut=3_000_001), Fault(UNET, cut=10), Fault(UNET, cut=0)]
     fetch(source, tmp_path / "out", UNET)
@@ -49,7 +58,7 @@ def test_a_broken_connection_is_resumed_where_it_broke(hub: Hub, source: Hugging
     assert ranges == [None, f"bytes=3000001-{last}", f"bytes=3000011-{last}", f"bytes=3000011-{last}"]
 
 
-def test_what_an_earlier_process_left_is_completed(hub: Hub, source: HuggingFace, tmp_path: Path) -> None:
+def test_what_an_earlier_process_left_is_completed(hub: Hub, source: Source, tmp_path: Path) -> None:
     repository = source.repository("org/name")
     (job,) = jobs_in_folder(repository, repository.named([UNET]), tmp_path / "out")
     job.partial.parent.mkdir(parents=True)
@@ -60,7 +69,7 @@ def test_what_an_earlier_process_left_is_completed(hub: Hub, source: HuggingFace
     assert sum(storage_of(hub).sent.values()) == job.file.nbytes - 1_000_000
 
 
-def test_a_server_that_ignores_ranges_is_read_from_the_start(hub: Hub, source: HuggingFace, tmp_path: Path) -> None:
+def test_a_server_that_ignores_ranges_is_read_from_the_start(hub: Hub, source: Source, tmp_path: Path) -> None:
     storage_of(hub).faults = [Fault(UNET, cut=100_000), Fault(UNET, whole=True)]
     counted: list[int] = []
 
@@ -73,8 +82,9 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(hub: Hub, source: H
     assert sum(counted) == len(original(hub, UNET)), "the bar ends where the file does"
 
 
-@pytest.mark.parametrize(("name", "kind"), [(UNET, "sha256"), (CONFIG, "sha1")])
-def test_wrong_bytes_are_named_and_removed(hub: Hub, source: HuggingFace, tmp_path: Path, name: str, kind: str) -> None:
+@pytest.mark.parametrize("name", [UNET, CONFIG])
+def test_wrong_bytes_are_named_and_removed(hub: Hub, source: Source, tmp_path: Path, name: str) -> None:
+    kind = "sha1" if name == CONFIG and source.name == "huggingface" else "sha256"
     for server in (hub, storage_of(hub)):
         server.faults = [Fault(name, corrupt=True)]
     with pytest.raises(DownloadError, match=rf"org/name: {name}: what arrived is not .*{kind}.*removed"):
@@ -87,33 +97,51 @@ def test_wrong_bytes_are_named_and_removed(hub: Hub, source: HuggingFace, tmp_pa
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_busy_hub_is_asked_again(hub: Hub, source: HuggingFace, tmp_path: Path, status: int) -> None:
+def test_a_busy_hub_is_asked_again(hub: Hub, source: Source, tmp_path: Path, status: int) -> None:
     hub.faults = [
         Fault("/api/models/org/name", status=status, headers={"Retry-After": "0"}),
         Fault(f"/tree/{COMMIT}", status=status, headers={"Retry-After": "0"}),
+        Fault("/repo/files", status=max(status, 429), headers={"Retry-After": "0"}),
         Fault(CONFIG, times=2, status=status),
     ]
     fetch(source, tmp_path / "out", CONFIG)
     assert (tmp_path / "out" / CONFIG).read_bytes() == original(hub, CONFIG)
 
 
-def test_a_hub_that_asks_for_an_hour_is_reported_at_once(hub: Hub, source: HuggingFace) -> None:
-    hub.faults = [Fault("/api/models/org/name", times=99, status=429, headers={"Retry-After": "3600"})]
+def test_a_hub_that_asks_for_an_hour_is_reported_at_once(hub: Hub, source: Source, tmp_path: Path) -> None:
+    hub.faults = [Fault(CONFIG, times=99, status=429, headers={"Retry-After": "3600"})]
     with pytest.raises(DownloadError, match=r"org/name: .* limits the rate of requests \(429\): wait for 3600 s"):
-        source.repository("org/name")
-    assert len(hub.log) == 1
+        fetch(source, tmp_path / "out", CONFIG)
+    assert hub.faults[0].times == 98
 
 
-def test_a_hub_that_stays_busy_is_given_up(hub: Hub, source: HuggingFace) -> None:
-    hub.faults = [Fault("/api/models/org/name", times=99, status=503)]
-    with pytest.raises(DownloadError, match=r"is in trouble \(503\): try again later"):
+@pytest.mark.parametrize(("status", "reason"), [(429, "limits the rate of requests"), (503, "is in trouble")])
+def test_a_hub_that_stays_busy_is_asked_ever_more_rarely_and_then_given_up(
+    hub: Hub, source: Source, tmp_path: Path, status: int, reason: str
+) -> None:
+    waits: list[float] = []
+
+    class Hurried(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            return False
+
+    hub.faults = [Fault(CONFIG, times=99, status=status)]
+    repository = source.repository("org/name")
+    (file,) = repository.named([CONFIG])
+    with pytest.raises(DownloadError, match=rf"org/name: unet/config\.json: .* {reason} \({status}\)"):
+        source.download(repository, file, tmp_path / "partial", lambda _: None, Hurried())
+    assert waits == [0.01 * 2**number for number in range(stream.ATTEMPTS - 1)]
+    hub.faults = [Fault(path, times=99, status=status) for path in ("/api/models/org/name", "/repo/files")]
+    with pytest.raises(DownloadError, match=rf"org/name: .* {reason} \({status}\)"):
         source.repository("org/name")
 
 
 def test_a_silent_connection_is_dropped_and_resumed(
-    hub: Hub, source: HuggingFace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr("modelscope_hub._legacy_api.DOWNLOAD_TIMEOUT", 0.5)
     storage_of(hub).faults = [Fault(UNET, stall=2.0)]
     fetch(source, tmp_path / "out", UNET)
     assert (tmp_path / "out" / UNET).read_bytes() == original(hub, UNET)
@@ -121,7 +149,7 @@ def test_a_silent_connection_is_dropped_and_resumed(
 
 
 def test_a_connection_that_gives_nothing_is_given_up_and_what_came_stays(
-    hub: Hub, source: HuggingFace, tmp_path: Path
+    hub: Hub, source: Source, tmp_path: Path
 ) -> None:
     storage_of(hub).faults = [Fault(UNET, cut=50_000), Fault(UNET, times=99, cut=0)]
     with pytest.raises(DownloadError, match=f"org/name: {UNET}: .* cannot be reached"):
@@ -130,19 +158,38 @@ def test_a_connection_that_gives_nothing_is_given_up_and_what_came_stays(
     assert [file.stat().st_size for file in partials(tmp_path / "out")] == [50_000]
 
 
-def test_a_token_goes_to_the_hub_and_not_where_it_redirects(hub: Hub, tmp_path: Path, source: HuggingFace) -> None:
+def test_a_token_goes_to_the_hub_and_not_where_it_redirects(hub: Hub, tmp_path: Path, source: Source) -> None:
     hub.tokens = {"org/name": "hf_secret"}
-    fetch(HuggingFace("hf_secret", hub.endpoint), tmp_path / "out", UNET, CONFIG)
+    kind: type[HuggingFace] | type[ModelScope] = HuggingFace if source.name == "huggingface" else ModelScope
+    known = kind("hf_secret", hub.endpoint)
+    fetch(known, tmp_path / "out", UNET, CONFIG)
+    repository = known.repository("org/name")
+    known.read(repository, repository.named([UNET])[0], 0, 8)
     assert all(request.headers.get("Authorization") == "Bearer hf_secret" for request in hub.log)
-    assert storage_of(hub).log
-    assert all("hf_secret" not in str(request.headers) for request in storage_of(hub).log)
+    assert len(storage_of(hub).log) == 2
+    assert all("hf_secret" not in str(request) for request in storage_of(hub).log)
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a\0b", "vae\\..\\x", "C:/x", "a//b", "vae/../x", "./x", "a\nb"])
-def test_a_listing_with_a_hostile_name_is_refused(hub: Hub, source: HuggingFace, name: str) -> None:
+def test_a_listing_with_a_hostile_name_is_refused(hub: Hub, source: Source, name: str) -> None:
     hub.extra = {name: 1}
     with pytest.raises(DownloadError, match="which is no name inside a folder: refused"):
         source.repository("org/name")
+
+
+def test_a_file_larger_than_one_request_may_ask_for_comes_in_ranges_and_is_resumed(
+    hub: Hub, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MAX_REQUEST_BYTES", 1_000_000)
+    storage = storage_of(hub)
+    storage.largest = 1_000_000  # as storage refuses to send more than 50 GB at once
+    storage.faults = [Fault(UNET, cut=400_000)]
+    fetch(source, tmp_path / "out", UNET)
+    assert (tmp_path / "out" / UNET).read_bytes() == original(hub, UNET)
+    assert storage.sent == {Path(UNET).name: len(original(hub, UNET))}, "no byte was sent twice"
+    starts = [int(request.headers["Range"].removeprefix("bytes=").partition("-")[0]) for request in storage.log]
+    assert starts[:3] == [0, 400_000, 1_400_000]
+    assert len(starts) == 2 + -(-(len(original(hub, UNET)) - 1_400_000) // 1_000_000)
 
 
 def test_a_listing_with_a_hostile_digest_is_refused() -> None:
@@ -150,9 +197,7 @@ def test_a_listing_with_a_hostile_digest_is_refused() -> None:
         listed("org/name", None, COMMIT, [RemoteFile("x", 1, "../../../etc/passwd")])
 
 
-def test_what_the_disk_cannot_take_is_refused_before_the_first_byte(
-    hub: Hub, source: HuggingFace, tmp_path: Path
-) -> None:
+def test_what_the_disk_cannot_take_is_refused_before_the_first_byte(hub: Hub, source: Source, tmp_path: Path) -> None:
     hub.extra = {"huge.txt": 10**18}
     with pytest.raises(DownloadError, match=r"org/name: 1000000 TB are missing and the disk of .* free: make room"):
         fetch(source, tmp_path / "out", CONFIG, "huge.txt")
@@ -161,7 +206,7 @@ def test_what_the_disk_cannot_take_is_refused_before_the_first_byte(
 
 
 def test_a_disk_that_fills_meanwhile_is_an_error_and_what_came_is_resumed(
-    hub: Hub, source: HuggingFace, tmp_path: Path
+    hub: Hub, source: Source, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -184,7 +229,7 @@ def test_a_disk_that_fills_meanwhile_is_an_error_and_what_came_is_resumed(
         subprocess.run(["umount", disk], check=True)
 
 
-def test_two_at_once_fetch_a_file_once(hub: Hub, source: HuggingFace, tmp_path: Path) -> None:
+def test_two_at_once_fetch_a_file_once(hub: Hub, source: Source, tmp_path: Path) -> None:
     storage_of(hub).pause = 0.001
     failures: list[BaseException] = []
 
@@ -204,9 +249,7 @@ def test_two_at_once_fetch_a_file_once(hub: Hub, source: HuggingFace, tmp_path: 
     assert (tmp_path / "out" / UNET).read_bytes() == original(hub, UNET)
 
 
-def test_what_a_user_edited_is_kept_and_weights_that_were_cut_are_not(
-    hub: Hub, source: HuggingFace, tmp_path: Path
-) -> None:
+def test_what_a_user_edited_is_kept_and_weights_that_were_cut_are_not(hub: Hub, source: Source, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for name, content in ((CONFIG, b"{}"), (UNET, b"cut"), ("model_index.json", original(hub, "model_index.json"))):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +260,7 @@ def test_what_a_user_edited_is_kept_and_weights_that_were_cut_are_not(
     assert hub.fetched() == {UNET}
 
 
-def test_a_link_out_of_the_folder_is_not_followed(hub: Hub, source: HuggingFace, tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_not_followed(hub: Hub, source: Source, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "unet").symlink_to(tmp_path / "elsewhere")
@@ -226,7 +269,7 @@ def test_a_link_out_of_the_folder_is_not_followed(hub: Hub, source: HuggingFace,
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_one_failure_ends_the_others(hub: Hub, source: HuggingFace, tmp_path: Path) -> None:
+def test_one_failure_ends_the_others(hub: Hub, source: Source, tmp_path: Path) -> None:
     hub.faults = [Fault(CONFIG, times=99, status=403)]
     storage_of(hub).pause = 0.01
     with pytest.raises(DownloadError, match=rf"{CONFIG}: .* forbids it \(403\)"):

@@ -97,14 +97,14 @@ def cut_spans(
     return [*spans, Span(tuple(parts))] if parts else spans
 
 
-def cast_span(span: Span, arena: Arena, start: int) -> None:
+def cast_span(span: Span, memory: Arena | FileMapping, start: int) -> None:
     """Cast the parts of a span into their targets.
 
     Args:
-        arena: holds the file's bytes from `start` on.
+        memory: holds the file's bytes from `start` on.
     """
     for part in span.parts:
-        copy_serially(part.target, stored_elements(arena, part.dtype, part.start - start, part.end - start))
+        copy_serially(part.target, stored_elements(memory, part.dtype, part.start - start, part.end - start))
 
 
 def copy_serially(target: torch.Tensor, source: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from lading.errors import CheckpointError
 
@@ -78,7 +78,7 @@ def find_files(path: CheckpointPath, complete: bool = True) -> FileList:
         owners = {name: file for part in lists for name, file in part.owners.items()}
         files = tuple(file for part in lists for file in part.files)
         told = {name for part in lists if part.owners for name in part.missing}
-        absent = told | {name for _, _, names in _absent_shards(files) for name in names}
+        absent = told | {name for _, _, names in absent_shards(files) for name in names}
         return FileList(files, owners, () if complete else tuple(sorted(absent)))
     text = os.fspath(path)
     if "\0" in text:
@@ -112,7 +112,7 @@ def _find_one(text: str, complete: bool) -> FileList:
 
 def _listed(files: tuple[Path, ...], complete: bool) -> FileList:
     """A list without an index: only the numbers in the files' names tell what is missing."""
-    missing = () if complete else tuple(name for _, _, names in _absent_shards(files) for name in names)
+    missing = () if complete else tuple(name for _, _, names in absent_shards(files) for name in names)
     return FileList(files, missing=missing)
 
 
@@ -164,13 +164,7 @@ def read_index(index: Path, complete: bool = True) -> FileList:
         content = json.loads(index.read_bytes())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{index}: not valid JSON ({error}): fetch the index again") from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(shard, str) for shard in weight_map.values())
-    ):
-        raise CheckpointError(f"{index}: not a checkpoint's index: it has no weight_map of tensor names to files")
+    weight_map = weight_map_of(content, index)
     shards = {name: _inside(index.parent, name, index) for name in sorted(set(weight_map.values()), key=natural_key)}
     missing = [name for name, file in shards.items() if not file.is_file()]
     if missing and (complete or len(missing) == len(shards)):
@@ -180,6 +174,22 @@ def read_index(index: Path, complete: bool = True) -> FileList:
     present = {name: file for name, file in shards.items() if name not in missing}
     owners = {name: present[shard] for name, shard in weight_map.items() if shard in present}
     return FileList(tuple(present.values()), owners, tuple(missing))
+
+
+def weight_map_of(index: Any, file: Path) -> dict[str, str]:
+    """Return which file holds each tensor, as the content of an index says.
+
+    Raises:
+        CheckpointError: it is no index.
+    """
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(shard, str) for shard in weight_map.values())
+    ):
+        raise CheckpointError(f"{file}: not a checkpoint's index: it has no weight_map of tensor names to files")
+    return weight_map
 
 
 def _inside(folder: Path, name: str, named_by: Path) -> Path:
@@ -240,12 +250,12 @@ def _one_checkpoint(folder: Path, files: list[Path], complete: bool) -> FileList
 
 
 def _require_all_shards(files: tuple[Path, ...]) -> None:
-    for folder, count, names in _absent_shards(files):
+    for folder, count, names in absent_shards(files):
         missing = ", ".join(names)
         raise CheckpointError(f"{folder}: {len(names)} of {count} shards are missing: {missing}: fetch them")
 
 
-def _absent_shards(files: Iterable[Path]) -> list[tuple[Path, int, list[str]]]:
+def absent_shards(files: Iterable[Path]) -> list[tuple[Path, int, list[str]]]:
     """What the numbers in shards' names tell: for each family its folder, how many it has, and which are not there."""
     present: dict[tuple[Path, str, str, int], set[int]] = {}
     for file in files:

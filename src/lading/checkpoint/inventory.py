@@ -89,17 +89,28 @@ def open_checkpoint(path: CheckpointPath, complete: bool = True) -> Checkpoint:
     'float16'
     """
     found = find_files(path, complete)
-    inventories = tuple(read_inventory(file) for file in found.files)
+    return merge_inventories([read_inventory(file) for file in found.files], found.owners, found.missing)
+
+
+def merge_inventories(
+    inventories: Iterable[FileInventory], owners: Mapping[str, Path], missing: tuple[str, ...]
+) -> Checkpoint:
+    """Return the checkpoint of several files: of a name in more than one the owner counts, else the last file.
+
+    Raises:
+        CheckpointError: the owner of a tensor lacks it.
+    """
+    inventories = tuple(inventories)
     tensors: dict[str, TensorInfo] = {}
     for inventory in inventories:
         tensors.update(inventory.tensors)
     by_file = {inventory.file: inventory for inventory in inventories}
-    for name, file in found.owners.items():
+    for name, file in owners.items():
         info = by_file[file].tensors.get(name)
         if info is None:
             raise CheckpointError(f"{file}: the index places tensor {name!r} here, the file lacks it: fetch it again")
         tensors[name] = info
-    return Checkpoint(inventories, tensors, found.missing)
+    return Checkpoint(inventories, tensors, missing)
 
 
 def read_inventory(file: Path) -> FileInventory:

@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ _COPY_BYTES = 16 << 20
 _SAMPLES = 64
 _F_SETSIG = 10
 _MREMAP_MAYMOVE_FIXED = 3
+_MADV_POPULATE_READ = 22
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 _log = logging.getLogger(__name__)
@@ -52,6 +54,18 @@ class FileMapping(mmap.mmap):
         import torch
 
         return torch.frombuffer(self, dtype=dtype, count=(end - start) // dtype.itemsize, offset=start)
+
+    def populate(self, start: int, end: int) -> None:
+        """Map the pages from `start` to `end`, which begin at a page, at once: faults would map them few by few."""
+        with suppress(OSError):  # before Linux 5.14
+            self.madvise(_MADV_POPULATE_READ, start, min(end, len(self)) - start)
+
+    def forget(self, start: int, end: int) -> None:
+        """Unmap whole pages from `start` to `end`, which nobody reads any more: they may be lost."""
+        last = end // mmap.PAGESIZE * mmap.PAGESIZE
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        if first < last:
+            self.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def map_file(file: Path, nbytes: int, guarded: bool = True) -> FileMapping | None:

@@ -84,7 +84,7 @@ class FileReader:
         )
         self.choice = choose_way(facts) if forced is None else Choice(forced, "forced by LADING_READ")
         self._fits = fits(facts.nbytes, facts.available)
-        self._fetches = facts.resident < _RESIDENT and self._fits
+        self._resident = facts.resident >= _RESIDENT
         if self.choice.way == "direct" and not self._source.open_direct():
             self.choice = Choice("buffered", "no direct reads on this file system")
         _log.debug("%s: %s", inventory.file, self.choice)
@@ -107,7 +107,10 @@ class FileReader:
         """The reads that fill tensors of other dtypes than the stored ones, for a `Reading` of several files."""
         from lading.checkpoint.casting import cut_spans
 
-        return [partial(self._cast, span, scratch, on_bytes) for span in cut_spans(infos, targets, scratch.piece_bytes)]
+        spans = cut_spans(infos, targets, scratch.piece_bytes)
+        mapping = self._passing_mapping() if spans else None
+        memory = scratch if mapping is None else mapping
+        return [partial(self._cast, span, memory, on_bytes) for span in spans]
 
     def fill(self, memory: memoryview, offset: int) -> None:
         """Read into memory that the caller owns, in this thread; see `OpenFile.fill`."""
@@ -173,7 +176,7 @@ class FileReader:
             return Arena(0, 0), []
         mapping = self._mapped() if self.choice.way == "mapped" else None
         if mapping is not None:
-            if self._fetches:
+            if self._fits and not self._resident:
                 return mapping, list(self._source.fetches(stretches, on_bytes))
             if on_bytes is not None:
                 on_bytes(sum(end - start for start, end in stretches))
@@ -204,15 +207,28 @@ class FileReader:
             let_torch_save()
         return self._mapping
 
-    def _cast(self, span: Span, scratch: Scratch, on_bytes: OnBytes | None) -> None:
+    def _passing_mapping(self) -> FileMapping | None:
+        """Map a file that is in the page cache for casts alone: what they have used is let go of piece by piece."""
+        if self.choice.way != "mapped" or not self._resident:
+            return None
+        mapping = map_file(self._source.file, self._source.nbytes)
+        self._source.require_unchanged()
+        return mapping
+
+    def _cast(self, span: Span, memory: Scratch | FileMapping, on_bytes: OnBytes | None) -> None:
         from lading.checkpoint.casting import cast_span
 
         start, end = block_floor(span.start), block_ceiling(span.end)
-        with scratch.borrow() as arena:
-            self._source.fill(arena.view(0, end - start), start)
-            try:
-                cast_span(span, arena, start)
-            except RuntimeError as error:
-                raise CheckpointError(f"{self._source.file}: torch cannot cast its tensors: {error}") from None
+        try:
+            if isinstance(memory, FileMapping):
+                memory.populate(start, end)
+                cast_span(span, memory, 0)
+                memory.forget(span.start, span.end)
+            else:
+                with memory.borrow() as arena:
+                    self._source.fill(arena.view(0, end - start), start)
+                    cast_span(span, arena, start)
+        except RuntimeError as error:
+            raise CheckpointError(f"{self._source.file}: torch cannot cast its tensors: {error}") from None
         if on_bytes is not None:
             on_bytes(span.end - span.start)

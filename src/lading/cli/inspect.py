@@ -8,6 +8,7 @@ import click
 
 from lading.catalog.recognition import identify_checkpoint
 from lading.checkpoint import Checkpoint, open_checkpoint
+from lading.hub.repository import SOURCES
 from lading.report import checkpoint_json, checkpoint_text
 
 
@@ -15,16 +16,17 @@ from lading.report import checkpoint_json, checkpoint_text
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @click.option("--verify", is_flag=True, help="Build the class, without memory, and compare every name and shape.")
+@click.option("--source", type=click.Choice(SOURCES), help="The hub of an org/name; huggingface by default.")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
-def command(paths: tuple[str, ...], as_json: bool, verify: bool, tensors: bool) -> None:
+def command(paths: tuple[str, ...], as_json: bool, verify: bool, source: str | None, tensors: bool) -> None:
     """Tell what PATHS, one checkpoint, are and what is wrong with them, from their headers alone.
 
-    A path that is not there may be a model on the Hugging Face Hub, org/name, or a folder of it, org/name/unet: its
-    headers are read there.
+    A path that is not there may be a model on a hub, org/name, or a folder of it, org/name/unet: its headers are read
+    there.
     """
     from lading.hub import remote_checkpoints
 
-    remote = remote_checkpoints(paths[0]) if len(paths) == 1 else None
+    remote = remote_checkpoints(paths[0], source) if len(paths) == 1 else None
     found = remote or {"": open_checkpoint(paths[0] if len(paths) == 1 else list(paths), complete=False)}
     reports = {name: _report(checkpoint, as_json, verify, tensors) for name, checkpoint in found.items()}
     if len(reports) == 1:

@@ -14,11 +14,9 @@ from pathlib import Path
 
 from lading.errors import DownloadError
 from lading.hub.huggingface import HuggingFace
+from lading.hub.local import what_is_cached
 from lading.hub.repository import RemoteFile, Repository, check_model_id, check_revision
 from lading.hub.transfers import FILES_AT_ONCE, Job, Watcher, fetch_files
-
-MAX_STREAMED_BYTES = 50_000_000_000
-"""Larger files the hub sends in its own protocol alone, which its client speaks."""
 
 
 def fetch_into_cache(
@@ -31,7 +29,7 @@ def fetch_into_cache(
     """
     snapshot = _repository_folder(repository.model_id) / "snapshots" / repository.commit
     missing = [file for file in files if not (snapshot / file.name).exists()]
-    jobs = [_job(repository, file) for file in missing if _is_streamed(file)]
+    jobs = [_job(repository, file) for file in missing if file.digest is not None]  # others the client fetches
     fetch_files(source, repository, [job for job in jobs if not job.target.exists()], watcher or Watcher())
     if missing:
         with ThreadPoolExecutor(max_workers=FILES_AT_ONCE, thread_name_prefix="lading-link") as pool:
@@ -61,25 +59,6 @@ def cached_folder(model_id: str, revision: str | None) -> Path:
         f"{model_id}{at}: not in the local cache ({what_is_cached(model_id)}), "
         "and remote requests are turned off: unset HF_HUB_OFFLINE and LADING_SKIP_DOWNLOAD once to fetch it"
     )
-
-
-def what_is_cached(model_id: str) -> str:
-    """Write what the cache holds of a model, for an error message."""
-    from huggingface_hub import constants
-
-    snapshots = _repository_folder(model_id) / "snapshots"
-    refs = _repository_folder(model_id) / "refs"
-    revisions = sorted(str(file.relative_to(refs)) for file in refs.rglob("*") if file.is_file())
-    if snapshots.is_dir() and revisions:
-        return f"of it {constants.HF_HUB_CACHE} has {', '.join(revisions[:20])}"
-    held = sorted(entry.name for entry in Path(constants.HF_HUB_CACHE).glob("models--*--*"))
-    names = [name.removeprefix("models--").replace("--", "/", 1) for name in held]
-    return f"{constants.HF_HUB_CACHE} has {', '.join(names[:20]) or 'no model'}"
-
-
-def _is_streamed(file: RemoteFile) -> bool:
-    """Whether lading fetches a file itself, to resume and verify it; the hub's client fetches the others."""
-    return file.digest is not None and file.nbytes <= MAX_STREAMED_BYTES
 
 
 def _job(repository: Repository, file: RemoteFile) -> Job:

@@ -1,15 +1,18 @@
-"""A model fetched by its id: what `lading fetch` does."""
+"""A model fetched by its id: what `lading fetch` does, and `load_pipeline` for what it needs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lading.errors import DownloadError
-from lading.hub.model_config import model_place, require_matches
-from lading.hub.repository import Repository, check_patterns, setting, skips_download
-from lading.hub.selection import wanted_files
-from lading.hub.source import open_source
+from lading.hub.local import or_offline, usual_folder
+from lading.hub.model_config import require_matches
+from lading.hub.remote import RemoteModel
+from lading.hub.repository import Repository, check_patterns, skips_download
+from lading.hub.selection import components_of, wanted_files
+from lading.hub.source import Source, open_source
 from lading.hub.transfers import Watcher, fetch_files, jobs_in_folder
 
 
@@ -41,8 +44,8 @@ def fetch_model(
     Args:
         patterns: names, globs and folders; none for what a pipeline of this model uses, or for all files where the
             model is no pipeline.
-        to: the folder for the files. By default it is the standard cache for models of Hugging Face, from which
-            pipelines load by their id, and `./models/<model_id>` for those of ModelScope.
+        to: the folder for the files. By default it is the standard cache for models of Hugging Face, and
+            `./models/<model_id>` for those of ModelScope; from both, pipelines load by their id.
 
     Raises:
         DownloadError: the hub could not give it, or remote requests are turned off.
@@ -52,23 +55,59 @@ def fetch_model(
         raise DownloadError(
             f"{model_id}: remote requests are turned off: unset HF_HUB_OFFLINE and LADING_SKIP_DOWNLOAD to fetch it"
         )
-    hub = open_source(source)
-    repository = hub.repository(model_id, revision)
-    names = require_matches(repository, patterns) if patterns else _usual_names(repository, variant)
+    if to is None:
+        to = usual_folder(model_id, revision, source)
+    with or_offline(model_id, to):
+        hub = open_source(source)
+        repository = hub.repository(model_id, revision)
+        if patterns:
+            names = require_matches(repository, patterns)
+        else:
+            names = pipeline_names(hub, repository, None, variant) or require_matches(repository, [""])
+        folder = fetch_names(hub, repository, names, to, watcher)
     files = repository.named(names)
-    if to is None and hub.name == "huggingface":
-        from lading.hub.cache import fetch_into_cache
-        from lading.hub.huggingface import HuggingFace
-
-        assert isinstance(hub, HuggingFace)
-        folder = fetch_into_cache(hub, repository, files, watcher)
-    else:
-        folder = to if to is not None else model_place(setting("MODEL_BASE_PATH") or "./models", model_id)
-        fetch_files(hub, repository, jobs_in_folder(repository, files, folder), watcher or Watcher())
     return Fetched(folder, tuple(file.name for file in files), sum(file.nbytes for file in files))
 
 
-def _usual_names(repository: Repository, variant: str | None) -> list[str]:
-    if "model_index.json" in repository.names:
-        return wanted_files(repository.names, None, variant)
-    return require_matches(repository, [""])
+def pipeline_names(
+    hub: Source,
+    repository: Repository,
+    components: Iterable[str] | None,
+    variant: str | None,
+    subfolder: str | None = None,
+) -> list[str]:
+    """Return the files that a pipeline of a repository uses; none where it is no pipeline.
+
+    Args:
+        components: those needed; None for all that `model_index.json` names.
+        variant: such as "fp16": these weights are chosen where a component has them.
+        subfolder: where in the repository the pipeline lies.
+
+    Raises:
+        DownloadError: the hub could not give its index.
+    """
+    index = f"{subfolder.strip('/')}/model_index.json" if subfolder else "model_index.json"
+    if index not in repository.names:
+        return wanted_files(repository.names, components, variant, subfolder) if components is not None else []
+    if components is None:
+        components = components_of(RemoteModel(hub, repository).config(index))
+    return wanted_files(repository.names, components, variant, subfolder)
+
+
+def fetch_names(
+    hub: Source, repository: Repository, names: list[str], to: Path | None, watcher: Watcher | None = None
+) -> Path:
+    """Fetch what is missing of these files into a folder, or for None into the standard cache; return where they are.
+
+    Raises:
+        DownloadError: the hub could not give them.
+    """
+    files = repository.named(names)
+    if to is not None:
+        fetch_files(hub, repository, jobs_in_folder(repository, files, to), watcher or Watcher())
+        return to
+    from lading.hub.cache import fetch_into_cache
+    from lading.hub.huggingface import HuggingFace
+
+    assert isinstance(hub, HuggingFace)
+    return fetch_into_cache(hub, repository, files, watcher)

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-import difflib
-import errno
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from lading.errors import DownloadError
-from lading.hub.repository import RemoteFile, Repository, check_model_id, check_revision, listed
-from lading.hub.stream import Interrupted, download, patiently, read_range
+from lading.hub.repository import (
+    RemoteFile,
+    Repository,
+    UnreachableError,
+    check_model_id,
+    check_revision,
+    close_models,
+    listed,
+)
+from lading.hub.stream import (
+    BUSY,
+    Answer,
+    Interrupted,
+    Judge,
+    Passing,
+    download,
+    meaning_of_disk,
+    patiently,
+    read_range,
+    seconds_asked_for,
+)
+from lading.sizes import format_size
+
+_LARGEST_HTTP_BYTES = 50_000_000_000
+"""A larger file the hub may send in its own protocol alone, which its client speaks, and answer 400 to all else.
+Source: https://github.com/huggingface/xet-core/issues/592
+"""
 
 
 class HuggingFace:
@@ -51,7 +75,7 @@ class HuggingFace:
             return listed(model_id, revision, commit, files)
 
         try:
-            return patiently(ask, unless_unreachable=True)
+            return patiently(ask, _passing, unless_unreachable=True)
         except Exception as error:  # noqa: BLE001 - the client lets errors of its transport and its parsers through
             raise self._failure(error, model_id, revision) from None
 
@@ -64,23 +88,17 @@ class HuggingFace:
         stop: threading.Event,
     ) -> None:
         """See `Source.download`."""
-        url, headers = self._request(repository, file)
         try:
-            download(url, headers, partial, file.nbytes, on_bytes, stop)
+            download(self._content(repository, file), partial, file.nbytes, on_bytes, stop)
         except Interrupted:
             raise
         except Exception as error:  # noqa: BLE001 - as above
             raise self._failure(error, repository.model_id, repository.revision, file) from None
 
     def read(self, repository: Repository, file: RemoteFile, start: int, end: int) -> bytes:
-        """Return a part of a remote file, from byte `start` to before `end`, and fetch no more than that.
-
-        Raises:
-            DownloadError: the hub could not give it.
-        """
-        url, headers = self._request(repository, file)
+        """See `Source.read`."""
         try:
-            return read_range(url, headers, start, end, file.nbytes)
+            return read_range(self._content(repository, file), start, end, file.nbytes)
         except Exception as error:  # noqa: BLE001 - as above
             raise self._failure(error, repository.model_id, repository.revision, file) from None
 
@@ -104,12 +122,12 @@ class HuggingFace:
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise self._failure(cause, repository.model_id, repository.revision, file) from None
 
-    def _request(self, repository: Repository, file: RemoteFile) -> tuple[str, dict[str, str]]:
+    def _content(self, repository: Repository, file: RemoteFile) -> _Content:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not in its __all__
 
         url = hf_hub_url(repository.model_id, file.name, revision=repository.commit, endpoint=self._endpoint)
-        return url, build_hf_headers(token=self._token, library_name="lading")
+        return _Content(url, build_hf_headers(token=self._token, library_name="lading"))
 
     def _failure(
         self, error: Exception, model_id: str, revision: str | None, file: RemoteFile | None = None
@@ -120,24 +138,24 @@ class HuggingFace:
         if isinstance(error, DownloadError):
             return error
         at = f" at revision {revision}" if revision else ""
-        what = _meaning(error, self._endpoint)
+        what = _meaning(error, self._endpoint, file)
         if type(error) is RepositoryNotFoundError:
             what += self._close_to(model_id)
         elif isinstance(error, RevisionNotFoundError):
             what += self._revisions_of(model_id)
-        return DownloadError(f"{model_id}{at}: {f'{file.name}: ' if file is not None else ''}{what}")
+        kind = UnreachableError if _is_unreachable(error) else DownloadError
+        return kind(f"{model_id}{at}: {f'{file.name}: ' if file is not None else ''}{what}")
 
     def _close_to(self, model_id: str) -> str:
         """Name models of the same organisation whose names are close."""
         from huggingface_hub import HfApi
 
-        author, _, name = model_id.partition("/")
-        known: dict[str, str] = {}
         with suppress(Exception):  # a hint for an error message: where the hub gives none, there is none
-            models = HfApi(endpoint=self._endpoint, token=self._token).list_models(author=author, limit=200)
-            known = {model.id.partition("/")[2].lower(): model.id for model in models}
-        close = [known[near] for near in difflib.get_close_matches(name.lower(), known, 3)]
-        return f"; there is {', '.join(close)}" if close else ""
+            models = HfApi(endpoint=self._endpoint, token=self._token).list_models(
+                author=model_id.partition("/")[0], limit=200
+            )
+            return close_models(model_id, [model.id for model in models])
+        return ""
 
     def _revisions_of(self, model_id: str) -> str:
         from huggingface_hub import HfApi
@@ -149,8 +167,53 @@ class HuggingFace:
         return f": it has {', '.join(names[:20])}" if names else ""
 
 
-def _meaning(error: Exception, where: str) -> str:
+@dataclass(frozen=True)
+class _Content:
+    """A file by its address, through the client's session with the proxies and certificates that are set there.
+
+    It follows redirects, and sends credentials to no other host than the first.
+    """
+
+    url: str
+    headers: Mapping[str, str]
+
+    @property
+    def judge(self) -> Judge:
+        return _passing
+
+    @contextmanager
+    def ask(self, headers: dict[str, str]) -> Iterator[Answer]:
+        from huggingface_hub import constants, get_session, hf_raise_for_status
+
+        asked = {**self.headers, **headers}
+        with get_session().stream(
+            "GET", self.url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        ) as response:
+            hf_raise_for_status(response)
+            yield Answer(response.status_code, response.headers.get("Content-Range"), response.iter_bytes())
+
+
+def _passing(error: Exception) -> Passing | None:
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # public, as above
+
+    if not isinstance(error, HfHubHTTPError):
+        return Passing() if _is_unreachable(error) else None
+    headers = error.response.headers
+    wait = seconds_asked_for(headers.get("Retry-After"))
+    if wait is None and (limit := parse_ratelimit_headers(headers)) is not None and limit.remaining == 0:
+        wait = float(limit.reset_in_seconds)
+    return Passing(error.response.status_code, wait) if error.response.status_code in BUSY else None
+
+
+def _is_unreachable(error: Exception) -> bool:
     import httpx2
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return isinstance(error, (httpx2.TransportError, ConnectionError)) and not isinstance(error, OfflineModeIsEnabled)
+
+
+def _meaning(error: Exception, where: str, file: RemoteFile | None) -> str:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -172,24 +235,28 @@ def _meaning(error: Exception, where: str) -> str:
     if isinstance(error, RemoteEntryNotFoundError):
         return "the hub lists this file but does not have it: try again later, or name another revision"
     if isinstance(error, HfHubHTTPError):
-        return _meaning_of_status(error.response.status_code, error.response.headers.get("Retry-After"), where)
+        status = error.response.status_code
+        if status == 400 and file is not None and file.nbytes > _LARGEST_HTTP_BYTES:
+            return (
+                f"{where} sends a file of {format_size(file.nbytes)} in its own protocol alone: "
+                "fetch it with the hub's client (`hf download`), into the same cache"
+            )
+        passing = _passing(error)
+        return _meaning_of_status(status, passing.wait if passing is not None else None, where)
     if isinstance(error, OfflineModeIsEnabled):
         return "remote requests are turned off: unset HF_HUB_OFFLINE to fetch it"
-    if isinstance(error, (httpx2.TransportError, ConnectionError)):
-        return (
-            f"{where} cannot be reached ({_one_line(error)}): check the network and HF_ENDPOINT, "
-            "or set HF_HUB_OFFLINE=1 to use what is in the local cache"
-        )
+    if _is_unreachable(error):
+        return f"{where} cannot be reached ({_one_line(error)}): check the network and HF_ENDPOINT"
     if isinstance(error, HFValidationError):
         return f"the hub's client refuses the name ({_one_line(error)}): write it as org/name"
     if isinstance(error, OSError):
-        return _meaning_of_disk(error)
+        return meaning_of_disk(error)
     return f"{where} does not answer as a hub does ({_one_line(error)}): check HF_ENDPOINT"
 
 
-def _meaning_of_status(status: int, retry_after: str | None, where: str) -> str:
+def _meaning_of_status(status: int, wait_asked_for: float | None, where: str) -> str:
     if status == 429:
-        wait = f" for {retry_after} s" if retry_after else " for a while"
+        wait = f" for {wait_asked_for:.0f} s" if wait_asked_for else " for a while"
         return f"{where} limits the rate of requests (429): wait{wait}, or log in (`hf auth login`) for a higher limit"
     if status == 401:
         return f"{where} wants a token that may read this model (401): log in (`hf auth login`) or correct HF_TOKEN"
@@ -200,13 +267,6 @@ def _meaning_of_status(status: int, retry_after: str | None, where: str) -> str:
     if status >= 500:
         return f"{where} is in trouble ({status}): try again later"
     return f"{where} answered {status}, which no hub does here: check HF_ENDPOINT"
-
-
-def _meaning_of_disk(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full: make room and start again; what has arrived is resumed"
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}cannot be written ({error.strerror or _one_line(error)}): check the folder and its rights"
 
 
 def _one_line(error: Exception) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lading.checkpoint.files import natural_key
 from lading.errors import DownloadError
+from lading.hub.local import files_below, model_place, or_offline
 from lading.hub.repository import (
     Repository,
-    check_model_id,
     check_patterns,
     is_literal,
     matching,
@@ -83,7 +82,8 @@ class ModelConfig:
         folder = model_place(self.local_model_path, self.model_id)
         missing = not all(is_literal(pattern) and (folder / pattern).is_file() for pattern in patterns)
         if missing and not (skips_download() if self.skip_download is None else self.skip_download):
-            fetch_matching(open_source(self.download_source), self.model_id, patterns, folder)
+            with or_offline(self.model_id, folder):
+                fetch_matching(open_source(self.download_source), self.model_id, patterns, folder)
         self.path = _local_path(folder, patterns, self.origin_file_pattern)
 
     def vram_config(self) -> dict[str, Any]:
@@ -101,16 +101,6 @@ class ModelConfig:
         patterns = given if isinstance(given, list) else [given or ""]
         check_patterns(patterns)
         return ["" if pattern == "./" else pattern for pattern in patterns] or [""]
-
-
-def model_place(base: str | os.PathLike[str], model_id: str) -> Path:
-    """Return the folder of a model below a base folder.
-
-    Raises:
-        DownloadError: the id is none.
-    """
-    check_model_id(model_id)
-    return Path(base) / model_id
 
 
 def fetch_matching(
@@ -150,11 +140,7 @@ def require_matches(repository: Repository, patterns: list[str]) -> list[str]:
 
 def _local_path(folder: Path, patterns: list[str], given: str | list[str] | None) -> str | list[str]:
     """Return what matches in a local folder: itself for no pattern, a folder for "name/", files for the others."""
-    held = [
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*")
-        if file.is_file() and ".cache" not in file.relative_to(folder).parts[:1]
-    ]
+    held = files_below(folder)
     found = set(matching(held, [pattern for pattern in patterns if pattern and not pattern.endswith("/")]))
     found |= {
         pattern.rstrip("/") for pattern in patterns if not pattern or pattern.endswith("/") if matching(held, [pattern])

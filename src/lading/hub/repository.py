@@ -19,6 +19,10 @@ _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
+class UnreachableError(DownloadError):
+    """A hub does not answer at all: what is here may do instead."""
+
+
 @dataclass(frozen=True)
 class RemoteFile:
     """One file of a repository.
@@ -33,11 +37,6 @@ class RemoteFile:
     name: str
     nbytes: int
     digest: str | None = None
-
-    @property
-    def is_large(self) -> bool:
-        """Whether the hub keeps it outside of git, as it does with weights."""
-        return self.digest is not None and len(self.digest) == 64
 
 
 @dataclass(frozen=True)
@@ -187,6 +186,17 @@ def what_is_there(names: Iterable[str], wanted: Iterable[str] = ()) -> str:
     if close:
         return f"close to it are {', '.join(dict.fromkeys(close))}"
     return f"it holds {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+
+
+def close_models(model_id: str, known: Iterable[str]) -> str:
+    """Write the end of an error message that names models of close names; empty where there are none.
+
+    >>> close_models("org/flux-dev", ["org/FLUX.1-dev", "org/other"])
+    '; there is org/FLUX.1-dev'
+    """
+    names = {known_id.partition("/")[2].lower(): known_id for known_id in known}
+    close = [names[near] for near in difflib.get_close_matches(model_id.partition("/")[2].lower(), names, 3)]
+    return f"; there is {', '.join(close)}" if close else ""
 
 
 def setting(name: str) -> str | None:

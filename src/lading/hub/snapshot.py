@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lading.errors import ComponentError, DownloadError
+from lading.hub.local import or_offline, usual_folder
 from lading.hub.repository import is_model_id, is_safe_name, skips_download, what_is_there
-from lading.hub.selection import wanted_files
+from lading.hub.source import open_source
 
 SHIPPED = "shapes"
 """The name of the model that ships with the package."""
@@ -35,7 +36,8 @@ def model_folder(
     """Return the local folder of a model, fetching what is missing when it is the id of a hub.
 
     Args:
-        model: a folder, "shapes" for the shipped model, or a Hugging Face id such as "org/name".
+        model: a folder, "shapes" for the shipped model, or an id such as "org/name": of Hugging Face, whose standard
+            cache is used, or of the hub that `LADING_DOWNLOAD_SOURCE` names, whose models go to `./models/<id>`.
         components: the subfolders needed; None for all that `model_index.json` names.
         revision: branch, tag or commit on the hub.
         variant: such as "fp16": these weights are fetched where a component has them.
@@ -71,18 +73,32 @@ def _fetch(
     subfolder: str | None,
     token: str | bool | None,
 ) -> Path:
-    from lading.hub.cache import cached_folder, fetch_into_cache
-    from lading.hub.huggingface import HuggingFace
+    from lading.hub.fetch import fetch_names, pipeline_names
 
+    folder = usual_folder(model_id, revision)
     if skips_download():
+        return _held(model_id, revision, folder)
+    with or_offline(model_id, folder):
+        source = open_source(None, token)
+        repository = source.repository(model_id, revision)
+        names = pipeline_names(source, repository, components, variant, subfolder)
+        if not names:
+            where = f" in its folder {subfolder}" if subfolder else ""
+            raise DownloadError(
+                f"{model_id}: no pipeline{where} in the diffusers layout: {what_is_there(repository.names)}: "
+                "fetch its files by name (ModelConfig, or `lading fetch`)"
+            )
+        return fetch_names(source, repository, names, folder)
+
+
+def _held(model_id: str, revision: str | None, folder: Path | None) -> Path:
+    if folder is None:
+        from lading.hub.cache import cached_folder
+
         return cached_folder(model_id, revision)
-    source = HuggingFace(token)
-    repository = source.repository(model_id, revision)
-    names = wanted_files(repository.names, components, variant, subfolder)
-    if not names:
-        where = f" in its folder {subfolder}" if subfolder else ""
-        raise DownloadError(
-            f"{model_id}: no pipeline{where} in the diffusers layout: {what_is_there(repository.names)}: "
-            "fetch its files by name (ModelConfig, or `lading fetch`)"
-        )
-    return fetch_into_cache(source, repository, repository.named(names))
+    if folder.is_dir():
+        return folder
+    raise DownloadError(
+        f"{model_id}: {folder} is not there, and remote requests are turned off: unset HF_HUB_OFFLINE and "
+        "LADING_SKIP_DOWNLOAD once to fetch it"
+    )

@@ -40,20 +40,37 @@ class Source(Protocol):
         """
         ...
 
+    def read(self, repository: Repository, file: RemoteFile, start: int, end: int) -> bytes:
+        """Return a part of a remote file, from byte `start` to before `end`, and fetch no more than that.
+
+        Raises:
+            DownloadError: the hub could not give it.
+        """
+        ...
+
+
+def chosen_source(name: str | None = None) -> str:
+    """Return a hub's name; for None the one that `LADING_DOWNLOAD_SOURCE` names, or Hugging Face.
+
+    Raises:
+        DownloadError: there is no such hub.
+    """
+    chosen = (name or setting("DOWNLOAD_SOURCE") or DEFAULT_SOURCE).lower()
+    if chosen not in SOURCES:
+        raise DownloadError(f"download_source={chosen!r} is unknown: use one of {', '.join(SOURCES)}")
+    return chosen
+
 
 def open_source(name: str | None = None, token: str | bool | None = None) -> Source:
-    """Return the hub of this name; None is what `LADING_DOWNLOAD_SOURCE` names, or Hugging Face.
+    """Return the hub of a name; see `chosen_source`.
 
     Raises:
         DownloadError: there is no such hub, or its client is not installed.
     """
-    chosen = (name or setting("DOWNLOAD_SOURCE") or DEFAULT_SOURCE).lower()
-    if chosen == "huggingface":
+    if chosen_source(name) == "huggingface":
         from lading.hub.huggingface import HuggingFace
 
         return HuggingFace(token)
-    if chosen == "modelscope":
-        from lading.hub.modelscope import ModelScope
+    from lading.hub.modelscope import ModelScope
 
-        return ModelScope(token)
-    raise DownloadError(f"download_source={chosen!r} is unknown: use one of {', '.join(SOURCES)}")
+    return ModelScope(token)

@@ -1,11 +1,16 @@
-"""Bytes of one URL: in ranges, resumed where a connection broke, with patience for a hub that is busy."""
+"""Bytes of one remote file: in ranges, resumed where a connection broke, with patience for a hub that is busy."""
 
 from __future__ import annotations
 
+import email.utils
+import errno
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from lading.errors import DownloadError
 
@@ -15,8 +20,15 @@ ATTEMPTS = 6
 MAX_PATIENCE_SECONDS = 60.0
 """The longest wait that a hub may ask for; one that asks for more is reported at once."""
 
+MAX_REQUEST_BYTES = 10_000_000_000
+"""The most that one request asks for: hubs' storage sends a file of more than 50 GB in ranges alone, and the addresses
+that hubs redirect to expire. Source: https://github.com/huggingface/huggingface_hub/pull/2991
+"""
+
+BUSY = (408, 429, 500, 502, 503, 504)
+"""Answers after which the same request may go well a moment later."""
+
 _FIRST_WAIT_SECONDS = 0.5
-_BUSY = (408, 429, 500, 502, 503, 504)
 
 T = TypeVar("T")
 
@@ -25,10 +37,62 @@ class Interrupted(Exception):  # noqa: N818 - no error: another file of the same
     """A transfer was asked to stop; what has arrived stays, to be resumed."""
 
 
+@dataclass(frozen=True)
+class Passing:
+    """What a client's error says, where the same request may go well a moment later.
+
+    Attributes:
+        status: the hub's answer; None where there was none.
+        wait: seconds that the hub asks for; None where it does not say.
+    """
+
+    status: int | None = None
+    wait: float | None = None
+
+
+Judge = Callable[[Exception], "Passing | None"]
+"""Tells what a client's error says; None where the same request would fail again."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a hub sends when it is asked for bytes.
+
+    Attributes:
+        status: 206 for the part that was asked for, 200 for the whole file whatever was asked.
+        content_range: which bytes these are, as the header of this name writes it.
+        pieces: the bytes, as they arrive.
+    """
+
+    status: int
+    content_range: str | None
+    pieces: Iterator[bytes]
+
+
+class Content(Protocol):
+    """One remote file, as the client of its hub reaches it.
+
+    Attributes:
+        url: its address, for messages.
+        judge: what the client's errors say.
+    """
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def judge(self) -> Judge: ...
+
+    def ask(self, headers: dict[str, str]) -> AbstractContextManager[Answer]:
+        """Ask for the file, or the range of it that a header names; raise the client's errors."""
+        ...
+
+
 class Patience:
     """Counts failures in a row and waits between them, longer each time or as long as the hub asks."""
 
-    def __init__(self, stop: threading.Event | None = None) -> None:
+    def __init__(self, judge: Judge, stop: threading.Event | None = None) -> None:
+        self._judge = judge
         self._stop = stop or threading.Event()
         self._failures = 0
 
@@ -43,33 +107,49 @@ class Patience:
 
     def wait_after(self, error: Exception) -> None:
         """Wait until the request may be repeated, or raise the error again where that is hopeless."""
-        wait = _wait_asked_for(error)
+        passing = self._judge(error)
         self._failures += 1
-        if not _is_passing(error) or self._failures >= ATTEMPTS or (wait or 0) > MAX_PATIENCE_SECONDS:
+        if passing is None or self._failures >= ATTEMPTS or (passing.wait or 0) > MAX_PATIENCE_SECONDS:
             raise error
-        self._stop.wait(wait if wait is not None else _FIRST_WAIT_SECONDS * 2 ** (self._failures - 1))
+        self._stop.wait(passing.wait if passing.wait is not None else _FIRST_WAIT_SECONDS * 2 ** (self._failures - 1))
         self.check()
 
 
-def patiently(call: Callable[[], T], unless_unreachable: bool = False) -> T:
+def patiently(call: Callable[[], T], judge: Judge, unless_unreachable: bool = False) -> T:
     """Make a request, and again where the hub is busy.
 
     Args:
         unless_unreachable: a hub that cannot be reached at all is reported at once.
     """
-    patience = Patience()
+    patience = Patience(judge)
     while True:
         try:
             return call()
         except Exception as error:  # whatever does not pass is raised again
-            if unless_unreachable and _status_of(error) is None:
+            passing = judge(error)
+            if unless_unreachable and (passing is None or passing.status is None):
                 raise
             patience.wait_after(error)
 
 
+def seconds_asked_for(retry_after: str | None) -> float | None:
+    """Return what a Retry-After header asks for: seconds, or those until a date.
+
+    >>> seconds_asked_for("7"), seconds_asked_for("Thu, 01 Jan 1970 00:00:00 GMT"), seconds_asked_for("soon")
+    (7.0, 0.0, None)
+    """
+    if retry_after is None:
+        return None
+    if retry_after.isascii() and retry_after.isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
 def download(
-    url: str,
-    headers: Mapping[str, str],
+    content: Content,
     partial: Path,
     nbytes: int,
     on_bytes: Callable[[int], None],
@@ -84,16 +164,17 @@ def download(
         DownloadError: the hub sends a file of another size.
         Interrupted: `stop` was set.
     """
-    patience = Patience(stop)
+    patience = Patience(content.judge, stop)
     while True:
         start = partial.stat().st_size if partial.exists() else 0
         if start > nbytes:
             partial.unlink()
             on_bytes(-start)
             start = 0
+        end = min(start + MAX_REQUEST_BYTES, nbytes)
         try:
             with partial.open("ab") as file:
-                for chunk in _chunks(url, headers, start, nbytes):
+                for chunk in _chunks(content, start, end, nbytes):
                     if chunk is None:  # the server sends the whole file whatever was asked
                         file.truncate(0)
                         on_bytes(-start)
@@ -102,86 +183,65 @@ def download(
                     on_bytes(len(chunk))
                     patience.renew()
                     patience.check()
-            if partial.stat().st_size == nbytes:
+            held = partial.stat().st_size
+            if held == nbytes:
                 return
-            raise ConnectionError(f"the connection ended after {partial.stat().st_size} of {nbytes} bytes")
+            if held < end:
+                raise ConnectionError(f"the connection ended after {held} of {nbytes} bytes")
         except Exception as error:  # noqa: BLE001 - whatever does not pass is raised again by wait_after
             patience.wait_after(error)
 
 
-def read_range(url: str, headers: Mapping[str, str], start: int, end: int, nbytes: int) -> bytes:
+def read_range(content: Content, start: int, end: int, nbytes: int) -> bytes:
     """Return the bytes from `start` to before `end` of a file of `nbytes` bytes, and fetch no others."""
 
     def read() -> bytes:
-        content = bytearray()
-        for chunk in _chunks(url, headers, start, nbytes, end):
+        read = bytearray()
+        for chunk in _chunks(content, start, end, nbytes):
             if chunk is None:
                 raise DownloadError(
-                    f"{url}: the server sends no parts of files: fetch the whole file (`lading fetch`) and inspect that"
+                    f"{content.url}: the server sends no parts of files: fetch the whole file (`lading fetch`) and "
+                    "inspect that"
                 )
-            content += chunk
-        if len(content) != end - start:
-            raise ConnectionError(f"the connection ended after {len(content)} of {end - start} bytes")
-        return bytes(content)
+            read += chunk
+        if len(read) != end - start:
+            raise ConnectionError(f"the connection ended after {len(read)} of {end - start} bytes")
+        return bytes(read)
 
-    return patiently(read) if end > start else b""
+    return patiently(read, content.judge) if end > start else b""
 
 
-def _chunks(
-    url: str, headers: Mapping[str, str], start: int, nbytes: int, end: int | None = None
-) -> Iterator[bytes | None]:
-    """Yield a file's bytes from `start` to before `end`; None first where the server begins at its first byte instead.
+def meaning_of_disk(error: OSError) -> str:
+    """Say why bytes that arrived could not be written, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: make room and start again; what has arrived is resumed"
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}cannot be written ({error.strerror or error}): check the folder and its rights"
 
-    The session is that of huggingface_hub, with the proxies and certificates that are set there. It follows redirects,
-    and sends credentials to no other host than the first.
-    """
-    from huggingface_hub import constants, get_session, hf_raise_for_status
 
-    end = nbytes if end is None else end
+def _chunks(content: Content, start: int, end: int, nbytes: int) -> Iterator[bytes | None]:
+    """Yield a file's bytes from `start` to before `end`; None first where the server sends the whole file instead."""
     if start == end:
         return
-    asked = {**headers, "Accept-Encoding": "identity"}
-    if (start, end) != (0, nbytes):
+    asked = {"Accept-Encoding": "identity"}
+    is_part = (start, end) != (0, nbytes)
+    if is_part:
         asked["Range"] = f"bytes={start}-{end - 1}"
-    with get_session().stream("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
-        hf_raise_for_status(response)
-        if "Range" in asked:
+    with content.ask(asked) as answer:
+        if is_part and answer.status == 206:
             expected = f"bytes {start}-{end - 1}/{nbytes}"
-            given = response.headers.get("Content-Range")
-            if response.status_code == 206 and given != expected:
+            if answer.content_range != expected:
                 raise DownloadError(
-                    f"{url}: asked for {expected}, the server sends {given}: the file was changed there: fetch it again"
+                    f"{content.url}: asked for {expected}, the server sends {answer.content_range}: the file was "
+                    "changed there: fetch it again"
                 )
-            if response.status_code != 206:
-                if start or end != nbytes:
-                    yield None
-                start, end = 0, nbytes
-        for chunk in response.iter_bytes():  # as it arrives: what a broken connection gave is kept
+        elif is_part:
+            yield None
+            start, end = 0, nbytes
+        for chunk in answer.pieces:  # as it arrives: what a broken connection gave is kept
             start += len(chunk)
             if start > end:
-                raise DownloadError(f"{url}: more than the {nbytes} bytes that the hub lists: fetch it again later")
+                raise DownloadError(
+                    f"{content.url}: more than the {nbytes} bytes that the hub lists: fetch it again later"
+                )
             yield chunk
-
-
-def _is_passing(error: Exception) -> bool:
-    """Whether the same request may go well a moment later."""
-    import httpx2
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    status = _status_of(error)
-    if status is not None:
-        return status in _BUSY
-    return isinstance(error, (httpx2.TransportError, ConnectionError)) and not isinstance(error, OfflineModeIsEnabled)
-
-
-def _status_of(error: Exception) -> int | None:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
-
-
-def _wait_asked_for(error: Exception) -> float | None:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    header = error.response.headers.get("Retry-After") if isinstance(error, HfHubHTTPError) else None
-    return float(header) if header is not None and header.isdigit() else None

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lading.errors import DownloadError
+from lading.hub.local import GATHERING
 from lading.hub.repository import RemoteFile, Repository
+from lading.hub.selection import is_weight
 from lading.hub.source import Source
 from lading.hub.stream import Interrupted
 from lading.sizes import format_size
@@ -106,10 +108,10 @@ def jobs_in_folder(repository: Repository, files: Iterable[RemoteFile], folder: 
     """
     jobs = []
     home = folder.resolve()
-    gathering = folder / ".cache" / "lading"
+    gathering = folder / GATHERING / "lading"
     for file in files:
         target = folder / file.name
-        if target.is_file() and (not file.is_large or target.stat().st_size == file.nbytes):
+        if target.is_file() and (not is_weight(file.name) or target.stat().st_size == file.nbytes):
             continue
         if not target.parent.resolve().is_relative_to(home):
             raise DownloadError(
@@ -186,12 +188,12 @@ def _require_room(repository: Repository, jobs: list[Job]) -> None:
 
 
 def _require_digest(repository: Repository, job: Job, stop: threading.Event) -> None:
-    """Compare what has arrived with what the hub says of it: sha256 of large files, git's sha1 of the others."""
+    """Compare what has arrived with what the hub says of it: a sha256, or git's sha1."""
     digest = job.file.digest
     if digest is None:
         return
-    found = hashlib.sha256() if job.file.is_large else hashlib.sha1(usedforsecurity=False)
-    if not job.file.is_large:
+    found = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(usedforsecurity=False)
+    if found.name == "sha1":
         found.update(f"blob {job.file.nbytes}\0".encode())
     with job.partial.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):

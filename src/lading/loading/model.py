@@ -13,6 +13,7 @@ from lading import devices
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
 from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype, torch_dtype_of
 from lading.errors import LadingError
+from lading.loading.collection import collection_put_off
 from lading.loading.configs import read_config
 from lading.loading.managed import load_managed, vram_rules
 from lading.loading.network import (
@@ -109,6 +110,7 @@ def load_model(
     return cast("ModelT", model)
 
 
+@collection_put_off()
 def load_labelled(
     label: str,
     model_class: type[ModelT],

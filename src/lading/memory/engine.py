@@ -57,10 +57,15 @@ class _Seat:
 
 @dataclass(frozen=True)
 class _Route:
-    """One entry's way through the units."""
+    """One entry's way through the units.
+
+    Attributes:
+        returns: whether a backward pass goes on where the call ends.
+    """
 
     visits: tuple[int, ...]
     following: Mapping[int, int]
+    returns: bool = False
 
 
 class Engine:
@@ -139,7 +144,10 @@ class Engine:
             None if they do not fit, and all stays as it is.
         """
         with self._lock:
-            orders = {entry: visits([call.leaf for call in trace.calls], self.units) for entry, trace in traces.items()}
+            orders = {
+                entry: visits([call.leaf for call in (*trace.calls, *trace.backward)], self.units)
+                for entry, trace in traces.items()
+            }
             entry = next(iter(traces), "")
             work = self._work(orders.get(entry, ()), traces.get(entry), rates)
             placement = place(work, nbytes - self.overhead_bytes, host_nbytes)
@@ -149,7 +157,11 @@ class Engine:
                 seconds = simulate(work, self.placement)
                 if placement.seconds > _WORTHWHILE * seconds:
                     placement = replace(self.placement, seconds=seconds)
-            self._routes = {e: _Route(o, next_in_slot(o, placement)) for e, o in orders.items()}
+            self._routes = {
+                entry: _Route(order, next_in_slot(order, placement), bool(traces[entry].backward))
+                for entry, order in orders.items()
+            }
+            self._visit = -1
             self._route = self._routes.get(entry, self._route)
             if self.placement is None or _seating(placement) != _seating(self.placement):
                 self._seat(placement)
@@ -164,15 +176,16 @@ class Engine:
         with self._lock:
             statistics, before = self.statistics, replace(self.statistics)
             start = time.perf_counter()
+            self._go_on(-1)
             self._route = self._routes.get(name, self._route)
-            self._visit = -1
             statistics.calls += 1
             self.resume()
             self._await(self._fixed)
             try:
                 yield
             finally:
-                self._go_on(-1)
+                if not self._route.returns:
+                    self._go_on(-1)
                 seconds = time.perf_counter() - start
                 self._calls += 1
                 statistics.recent.append(CallStatistics.between(before, statistics, name, seconds))
@@ -181,10 +194,11 @@ class Engine:
     def slowness(self) -> float | None:
         """How many times longer than predicted a call computes; None before the second call of a placement is done.
 
-        The first one also takes what only first calls do: memory is new, kernels are made.
+        The first one also takes what only first calls do: memory is new, kernels are made. Calls that a backward pass
+        follows tell nothing: only their own end is known.
         """
         entry, predicted = self._predicted
-        if self._calls != 2 or self.statistics.recent[-1].entry != entry:
+        if self._calls != 2 or self.statistics.recent[-1].entry != entry or self._route.returns:
             return None
         last = self.statistics.recent[-1]
         return max(last.seconds - last.waited_seconds, 1e-6) / predicted
@@ -196,6 +210,7 @@ class Engine:
                 self._empty(seat)
             for store in self._slots:
                 store.discard()
+            self._visit = -1
             self._home.rest()
             self.active = False
 
@@ -267,7 +282,7 @@ class Engine:
     def _work(self, order: tuple[int, ...], trace: Trace | None, rates: Rates) -> Work:
         order = order or tuple(range(len(self.units)))
         flops = Counter[str]()
-        for call in trace.calls if trace is not None else ():
+        for call in (*trace.calls, *trace.backward) if trace is not None else ():
             flops[call.leaf] += call.flops
         whole = [sum(rates.seconds(flops[leaf.name], leaf.nbytes) for leaf in unit.leaves) for unit in self.units]
         seconds = [whole[unit] / order.count(unit) for unit in order]
@@ -282,6 +297,7 @@ class Engine:
         for seat in self._seats:
             if seat.unit not in kept:
                 self._empty(seat)
+                self._outdate(seat)
         for store in self._slots:
             store.discard()
         self._slots = [self._home.store(placement.slot_bytes) for _ in placement.slots]
@@ -302,6 +318,11 @@ class Engine:
         for name, tensor in seat.image.tensors(seat.store).items():
             self.bound[name] = bind_parameter(self._places[name], tensor)
         seat.store.discard()
+
+    def _outdate(self, seat: _Seat) -> None:
+        """Let a backward pass fail that was to use weights from where they do not come to any more."""
+        for name in seat.image.names:
+            torch.autograd.graph.increment_version(self.bound[name])
 
     def _first_needed(self) -> Iterable[_Seat]:
         """Seats in the order of a call; those that it does not visit are brought when somebody asks for them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_iter
 
 from lading.checkpoint.header import FileInventory
 from lading.errors import LadingError, MemoryLimitError
@@ -220,13 +222,14 @@ class Manager:
 
     def _learn(self, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Trace an entry with inputs that are larger, or other, than any before, and plan anew."""
-        signature = Signature.of(args, kwargs)
+        backward = self._goes_back(args, kwargs)
+        signature = Signature.of(args, kwargs, backward)
         if any(known.covers(signature) for known in self._known.get(entry, ())):
             return
         if self._assumed and self._engine is not None:
             self._forget_traces()  # they were examples, and this is a call
         try:
-            found = self._translated(trace(self.module, args, kwargs, entry, self._home.device))
+            found = self._translated(trace(self.module, args, kwargs, entry, self._home.device, backward))
         except LadingError as error:
             _log.warning("%s: the plan does not count activations", error)
             self._known.setdefault(entry, []).append(signature)
@@ -234,7 +237,7 @@ class Manager:
         before = self._traces.get(entry)
         if before is not None:
             activation = max(before.activation_bytes, found.activation_bytes)
-            found = Trace(found.calls, activation, before.fixed | found.fixed)
+            found = replace(found, activation_bytes=activation, fixed=before.fixed | found.fixed)
         self._traces[entry] = found
         self._refined = False
         try:
@@ -248,6 +251,15 @@ class Manager:
             raise
         self._known.setdefault(entry, []).append(signature)
 
+    def _goes_back(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call is one that gradients come back through; examples are none."""
+        if self._engine is None or not torch.is_grad_enabled():
+            return False
+        frozen = set(map(id, self._engine.bound.values()))
+        tensors = (value for value in tree_iter((args, dict(kwargs))) if isinstance(value, torch.Tensor))
+        added = (parameter for parameter in self.module.parameters() if id(parameter) not in frozen)
+        return any(tensor.requires_grad for tensor in itertools.chain(tensors, added))
+
     def _forget_traces(self) -> None:
         self._known.clear()
         self._traces.clear()
@@ -260,9 +272,11 @@ class Manager:
         """
         now = dict(self.module.named_modules())
         blocks = {name: self._watch.block_of(part) for name, part in now.items()}
-        calls = [
-            Call(self._names[blocks[call.leaf]], call.flops) for call in found.calls if blocks[call.leaf] in self._names
-        ]
+
+        def translated(calls: Iterable[Call]) -> tuple[Call, ...]:
+            homes = ((blocks[call.leaf], call.flops) for call in calls)
+            return tuple(Call(self._names[home], flops) for home, flops in homes if home in self._names)
+
         fixed = set()
         for name in found.fixed:
             path, _, attribute = name.rpartition(".")
@@ -271,7 +285,7 @@ class Manager:
                 for old, places in self._places.items()
                 if any(part is now[path] and other == attribute for part, other in places)
             }
-        return Trace(tuple(calls), found.activation_bytes, frozenset(fixed))
+        return Trace(translated(found.calls), found.activation_bytes, frozenset(fixed), translated(found.backward))
 
     def _notice_changes(self) -> None:
         """Plan anew when limits moved, blocks were compiled, or parameters that no checkpoint holds came or went."""

@@ -15,7 +15,8 @@ class Signature:
     """A call's arguments, as far as they tell what it takes.
 
     Attributes:
-        kinds: their structure, the dtype and rank of each tensor, the type of everything else.
+        kinds: whether a backward pass follows; their structure, the dtype and rank of each tensor, the type of
+            everything else.
         sizes: of all tensors, axis by axis, and all whole numbers.
     """
 
@@ -23,10 +24,10 @@ class Signature:
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Signature:
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], backward: bool = False) -> Signature:
         """Return the signature of a call."""
         values, structure = tree_flatten((args, dict(kwargs)))
-        kinds: list[Any] = [str(structure)]
+        kinds: list[Any] = [backward, str(structure)]
         sizes: list[int] = []
         for value in values:
             if isinstance(value, torch.Tensor):

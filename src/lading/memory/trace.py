@@ -1,8 +1,8 @@
 """What a module does with its weights: which leaf runs when, how much it computes, and what its activations take.
 
-One forward with fake tensors (shapes, dtypes and devices, no data) tells it, in a second and without memory. A *leaf*
-is a module that owns parameters and calls no other module that does; parameters that are used in any other way than by
-their leaf are *fixed*: they have to be there all the time.
+One forward with fake tensors (shapes, dtypes and devices, no data), and one backward where gradients are wanted, tell
+it, in a second and without memory. A *leaf* is a module that owns parameters and calls no other module that does;
+parameters that are used in any other way than by their leaf are *fixed*: they have to be there all the time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,8 +27,8 @@ from lading.errors import LadingError
 
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
-_MOST_VALUES = 4096
-"""Of a tensor that keeps its values in a trace, as a mask of a prompt does; what is larger is data."""
+_MOST_SIZES = 256
+"""Numbers in a tensor of sizes; what is larger is data."""
 
 _state = threading.local()
 
@@ -57,13 +57,16 @@ class Trace:
 
     Attributes:
         calls: the leaves in the order in which they run; a leaf may run twice.
-        activation_bytes: the most that inputs, intermediate tensors and workspaces take at a time.
+        activation_bytes: the most that inputs, intermediate tensors and workspaces take at a time; with a backward
+            pass also what is saved for it, and the gradients.
         fixed: names of parameters that are used outside their leaf, or by modules that call others.
+        backward: the leaves in the order in which the backward pass needs them, those that it computes again included.
     """
 
     calls: tuple[Call, ...]
     activation_bytes: int
     fixed: frozenset[str]
+    backward: tuple[Call, ...] = ()
 
 
 def trace(
@@ -72,25 +75,51 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     entry: str = "forward",
     device: torch.device | str = "cpu",
+    backward: bool = False,
 ) -> Trace:
     """Run a module on fake tensors and note what it does; neither its weights nor its inputs need data.
 
     Args:
-        args: tensors of any device, the meta device included; only shapes, dtypes and places count, and what small
-            integral tensors on the CPU hold: masks, sizes.
+        args: tensors of any device, the meta device included; only shapes, dtypes, places and `requires_grad` count,
+            and where the module decides by them the values of small integral ones, such as sizes.
         entry: the method to call.
         device: where the module computes.
+        backward: go back from the outputs too.
 
     Raises:
         LadingError: the module cannot be copied, or decides by values that only real data has.
     """
-    module = _twin(module)
+    given = args, dict(kwargs or {})
+    holds_sizes = any(isinstance(value, torch.Tensor) and _may_be_sizes(value) for value in tree_iter(given))
+    try:
+        try:
+            return _traced(_twin(module), given, entry, torch.device(device), backward, with_sizes=False)
+        except DataDependentOutputException:
+            if not holds_sizes:
+                raise
+            return _traced(_twin(module), given, entry, torch.device(device), backward, with_sizes=True)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
+        raise LadingError(f"{type(module).__name__} cannot be traced with these inputs: {error}") from error
+
+
+def _traced(
+    module: torch.nn.Module, given: Any, entry: str, device: torch.device, backward: bool, with_sizes: bool
+) -> Trace:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    device = torch.device(device)
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
+        needs_gradient = backward and tensor.requires_grad
         with mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            return torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device, requires_grad=needs_gradient
+            )
+
+    def made(tensor: torch.Tensor) -> torch.Tensor:
+        if not with_sizes or not _may_be_sizes(tensor):
+            return fake(tensor)
+        values = tensor.tolist()
+        with mode:
+            return torch.tensor(values, dtype=tensor.dtype).reshape(tensor.shape)
 
     state: dict[str, torch.Tensor] = {}
     twins: dict[int, torch.Tensor] = {}
@@ -101,40 +130,33 @@ def trace(
         if id(tensor) not in twins:
             twins[id(tensor)] = fake(tensor)
         state[name] = twins[id(tensor)]
-
-    def given(tensor: torch.Tensor) -> torch.Tensor:
-        if not _counts(tensor, device):
-            return fake(tensor)
-        values = tensor.tolist()
-        with mode:
-            return torch.tensor(values, dtype=tensor.dtype).reshape(tensor.shape)
-
     observer = _Observer(module, state)
     _state.tracing = True
     try:
-        with torch.no_grad(), _small_values_known():
-            inputs = tree_map_only(torch.Tensor, given, (args, dict(kwargs or {})))
+        with torch.set_grad_enabled(backward), _small_values_known(with_sizes):
+            inputs = tree_map_only(torch.Tensor, made, given)
             with mode, observer.watching(), observer:
                 observer.admit(tree_iter(inputs))
-                _call(module, state, entry, *inputs)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
-        raise LadingError(f"{type(module).__name__} cannot be traced with these inputs: {error}") from error
+                run = _Run(module, entry, observer.turn if backward else None)
+                torch.func.functional_call(
+                    run, {f"module.{name}": tensor for name, tensor in state.items()}, *inputs, tie_weights=False
+                )
     finally:
         _state.tracing = False
-    return Trace(tuple(observer.calls()), observer.peak, frozenset(observer.fixed))
+    return Trace(observer.calls(), observer.peak, frozenset(observer.fixed), observer.calls(backward=True))
 
 
-def _counts(tensor: torch.Tensor, device: torch.device) -> bool:
-    """Whether a module may look at what an input holds: a mask, or the sizes of pictures."""
-    integral = not tensor.is_floating_point() and not tensor.is_complex()
-    return integral and tensor.device.type == device.type == "cpu" and tensor.numel() <= _MOST_VALUES
+def _may_be_sizes(tensor: torch.Tensor) -> bool:
+    """Whether an input may hold the sizes of something; a mask does not, as its worst case is what counts."""
+    integral = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+    return integral and tensor.device.type == "cpu" and tensor.numel() <= _MOST_SIZES
 
 
 @contextmanager
-def _small_values_known() -> Iterator[None]:
+def _small_values_known(known: bool) -> Iterator[None]:
     """Let torch compute with what small tensors hold, where it knows it, as it does with single numbers."""
     before = fake_tensor.CONSTANT_NUMEL_LIMIT
-    fake_tensor.CONSTANT_NUMEL_LIMIT = max(before, _MOST_VALUES)
+    fake_tensor.CONSTANT_NUMEL_LIMIT = max(before, _MOST_SIZES) if known else before
     try:
         yield
     finally:
@@ -147,7 +169,7 @@ def _twin(module: torch.nn.Module) -> torch.nn.Module:
     Rotary embeddings, for one, are cached by many networks, and a cached tensor without data would spoil real calls.
     """
     memo: dict[int, Any] = {
-        id(parameter): torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        id(parameter): torch.nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         for parameter in module.parameters()
     }
     memo |= {id(buffer): buffer for buffer in module.buffers()}
@@ -162,26 +184,25 @@ def _twin(module: torch.nn.Module) -> torch.nn.Module:
     return twin
 
 
-def _call(module: torch.nn.Module, state: dict[str, torch.Tensor], entry: str, args: Any, kwargs: Any) -> None:
-    if entry == "forward":
-        torch.func.functional_call(module, state, args, kwargs, tie_weights=False)
-        return
-    method = getattr(type(module), entry)
-    torch.func.functional_call(
-        _Method(module, method), {f"module.{name}": t for name, t in state.items()}, args, kwargs
-    )
+class _Run(torch.nn.Module):
+    """One call of a module's method, and the way back, as a module's forward: what is computed again runs inside.
 
+    Args:
+        turn: called where the backward pass begins; None for none.
+    """
 
-class _Method(torch.nn.Module):
-    """A method of a module as a module's forward."""
-
-    def __init__(self, module: torch.nn.Module, method: Callable[..., Any]) -> None:
+    def __init__(self, module: torch.nn.Module, entry: str, turn: Callable[[], None] | None) -> None:
         super().__init__()
         self.module = module
-        self.method = method
+        self._method = getattr(type(module), entry) if entry != "forward" else type(module).__call__
+        self._turn = turn
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.method(self.module, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        output = self._method(self.module, *args, **kwargs)
+        if self._turn is not None:
+            self._turn()
+            roots = [value for value in tree_iter(output) if isinstance(value, torch.Tensor) and value.requires_grad]
+            torch.autograd.backward(roots, [torch.empty_like(root) for root in roots])
 
 
 class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch types it not
@@ -202,14 +223,19 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
             self._names.setdefault(id(state[name]), []).append(name)
         self._weights = {_reference(tensor).cdata for tensor in state.values()}
         self._live: dict[int, tuple[Any, int]] = {}
-        self._stack: list[_Run] = []
-        self._runs: list[_Run] = []
+        self._stack: list[_Visit] = []
+        self._containers: set[torch.nn.Module] = set()
+        self._visits: list[_Visit] = []
+        self._turned: int | None = None
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self, backward: bool = False) -> tuple[Call, ...]:
         """The leaves' runs; what a container computes itself counts with the leaf that ran before it."""
-        for run in self._runs:
-            if run.is_leaf:
-                yield Call(run.name, run.flops)
+        found = self._visits[self._turned or len(self._visits) :] if backward else self._visits[: self._turned]
+        return tuple(Call(visit.name, visit.flops) for visit in found if visit.part not in self._containers)
+
+    def turn(self) -> None:
+        """From here on it goes back."""
+        self._turned = len(self._visits)
 
     def admit(self, tensors: Any) -> None:
         """Count tensors that are there before anything runs."""
@@ -228,7 +254,11 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
                 handles.append(
                     part.register_forward_pre_hook(lambda _, __, part=part, name=name: self._enter(part, name))
                 )
-                handles.append(part.register_forward_hook(lambda *_: self._leave(), always_call=True))
+                handles.append(
+                    part.register_forward_hook(
+                        lambda part, _, output, name=name: self._leave(part, name, output), always_call=True
+                    )
+                )
         try:
             with _ParameterUse(self._use):
                 yield
@@ -237,11 +267,11 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
                 handle.remove()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
+        output = _all_nonzero(*args) if func is torch.ops.aten.nonzero.default else func(*args, **(kwargs or {}))
         workspace = _workspace_bytes(func, args, output)
         count = flop_registry.get(getattr(func, "_overloadpacket", None))
-        if count is not None and self._runs:
-            self._runs[-1].flops += int(count(*args, **(kwargs or {}), out_val=output))
+        if count is not None and self._visits:
+            self._visits[-1].flops += int(count(*args, **(kwargs or {}), out_val=output))
         for tensor in tree_iter(output):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor)
@@ -250,17 +280,20 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
 
     def _enter(self, part: torch.nn.Module, name: str) -> None:
         if self._stack:
-            self._stack[-1].is_leaf = False
+            self._containers.add(self._stack[-1].part)
             self._fix_own(self._stack[-1].part)
-        self._stack.append(_Run(part, name))
-        self._runs.append(self._stack[-1])
+        self._stack.append(_Visit(part, name))
+        self._visits.append(self._stack[-1])
 
-    def _leave(self) -> None:
+    def _leave(self, part: torch.nn.Module, name: str, output: Any) -> None:
         self._stack.pop()
+        for tensor in tree_iter(output):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                tensor.register_hook(lambda _: self._visits.append(_Visit(part, name)))  # type: ignore[no-untyped-call] # torch types it not
 
     def _use(self, tensor: torch.Tensor) -> None:
         names = self._names.get(id(tensor), ())
-        running = {id(run.part) for run in self._stack}
+        running = {id(visit.part) for visit in self._stack}
         if names and not any(id(self._owners[name]) in running for name in names):
             self.fixed.update(names)
 
@@ -279,11 +312,10 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
 
 
 @dataclass
-class _Run:
+class _Visit:
     part: torch.nn.Module
     name: str
     flops: int = 0
-    is_leaf: bool = True
 
 
 class _ParameterUse(TorchFunctionMode):
@@ -298,6 +330,11 @@ class _ParameterUse(TorchFunctionMode):
             if isinstance(value, FakeTensor):
                 self._use(value)
         return func(*args, **(kwargs or {}))
+
+
+def _all_nonzero(tensor: torch.Tensor) -> torch.Tensor:
+    """The places of the most that can be nonzero: data tells how many are, and any number of them has to fit."""
+    return tensor.new_empty((tensor.numel(), tensor.ndim), dtype=torch.int64)
 
 
 def _reference(tensor: torch.Tensor) -> Any:

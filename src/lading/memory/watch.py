@@ -173,9 +173,7 @@ class Watch:
             with self._lock:
                 self._server.need(self._names[block])
                 output = compiled(*args, **kwargs)
-            for tensor in torch.utils._pytree.tree_iter(output):
-                if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                    tensor.register_hook(lambda _: self._server.need(self._names[block]))  # type: ignore[no-untyped-call] # torch types it not
+            self._need_again(self._names[block], output)
             return output
 
         return call
@@ -183,8 +181,7 @@ class Watch:
     def _install(self, part: torch.nn.Module) -> Iterator[RemovableHandle]:
         name = self._names[part]
         yield part.register_forward_pre_hook(lambda part, _: self._enter(part, name), prepend=True)
-        yield part.register_forward_hook(lambda part, *_: self._leave(part), always_call=True)
-        yield part.register_full_backward_pre_hook(lambda _, __: self._server.need(name))
+        yield part.register_forward_hook(lambda part, _, output: self._leave(part, name, output), always_call=True)
 
     def _enter(self, part: torch.nn.Module, name: str) -> None:
         """Have a module's weights in their place, and keep other threads out until it has computed."""
@@ -214,11 +211,18 @@ class Watch:
                     "call requires_grad_(False) on the module, and train adapters"
                 )
 
-    def _leave(self, part: torch.nn.Module) -> None:
+    def _leave(self, part: torch.nn.Module, name: str, output: Any) -> None:
         """End what `_enter` began, also after an exception; not what failed to begin."""
         if self._position.entered and self._position.entered[-1] is part:
             self._position.entered.pop()
             self._lock.release()
+            self._need_again(name, output)
+
+    def _need_again(self, name: str, output: Any) -> None:
+        """Have weights in their place once more where gradients come back."""
+        for tensor in torch.utils._pytree.tree_iter(output):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                tensor.register_hook(lambda _: self._server.need(name))  # type: ignore[no-untyped-call] # torch types it not
 
     def _refuse_state_dict(self, part: torch.nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         """Let nobody load weights into slots, where they would not stay; adapters' may be loaded."""

@@ -97,12 +97,11 @@ def _transformer(shapes: Shapes) -> dict[str, Any]:
 def _inputs(config: Config, extent: Extent) -> Inputs:
     frames, tokens = extent.num_frames // 6 + 1, config["max_sequence_length"]
     latent = (extent.batch, config["in_channels"], frames, extent.height // 8, extent.width // 8)
-    mask = ((True,) * extent.tokens + (False,) * (tokens - extent.tokens),) * extent.batch
     return {
         "hidden_states": InputSpec(latent),
         "encoder_hidden_states": InputSpec((extent.batch, tokens, config["text_embed_dim"])),
         "timestep": InputSpec((extent.batch,)),
-        "encoder_attention_mask": InputSpec((extent.batch, tokens), "bool", mask),
+        "encoder_attention_mask": InputSpec((extent.batch, tokens), "bool"),
     }
 
 

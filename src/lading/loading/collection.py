@@ -1,0 +1,34 @@
+"""Garbage collection, put off while a network is loaded.
+
+A full collection visits every object that imports have made: a quarter of a second with torch and diffusers. It holds
+the interpreter, so that threads which read wait too, and a network in the making is what sets it off.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_lock = threading.Lock()
+_inside = 0
+_was_enabled = False
+
+
+@contextmanager
+def collection_put_off() -> Iterator[None]:
+    """Let no automatic collection begin inside; several threads may be inside at once."""
+    global _inside, _was_enabled
+    with _lock:
+        if _inside == 0:
+            _was_enabled = gc.isenabled()
+            gc.disable()
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0 and _was_enabled:
+                gc.enable()
