@@ -204,7 +204,9 @@ FAMILY = Family(
             "black-forest-labs/FLUX.2-dev", "Mistral3ForConditionalGeneration", "black-forest-labs/FLUX.2-dev"
         ),
         "black-forest-labs/FLUX.2-klein-4B": _repository(
-            "black-forest-labs/FLUX.2-klein-4B", "Qwen3ForCausalLM", "Qwen/Qwen3-4B"
+            "black-forest-labs/FLUX.2-klein-4B",
+            "Qwen3Model",
+            "Qwen/Qwen3-4B",  # the head is its embeddings, and unused
         ),
         "black-forest-labs/FLUX.2-klein-9B": _repository(
             "black-forest-labs/FLUX.2-klein-9B", "Qwen3ForCausalLM", "Qwen/Qwen3-8B"

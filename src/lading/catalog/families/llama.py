@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lading.catalog.architecture import Architecture, Family
-from lading.catalog.families._arrangement import published_arrangement
-from lading.catalog.families._decoder import LORA, infer_decoder, prompt
+from lading.catalog.families._decoder import LORA, infer_decoder, prompt, published_of_a_kind
 from lading.catalog.families.clip import infer_clip_vision
 from lading.catalog.keymap import KeyMap, rename
 from lading.catalog.shapes import Shapes
@@ -50,8 +49,7 @@ def _text(shapes: Shapes) -> dict[str, Any]:
 
 
 def _llama(shapes: Shapes) -> dict[str, Any]:
-    # Many language models have these names: only one of a known size is called by its own.
-    return published_arrangement(_text(shapes), _ALONE, "a language model of a known size")
+    return published_of_a_kind(_text(shapes), _ALONE)
 
 
 def _llava(shapes: Shapes) -> dict[str, Any]:

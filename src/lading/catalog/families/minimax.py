@@ -246,7 +246,7 @@ def _depth_decoder(shapes: Shapes) -> dict[str, Any]:
         "num_layers": shapes.count("layers"),
         "intermediate_size": shapes.size("layers.{n}.gate_proj.weight"),
         "audio_vocab_size": shapes.size("audio_heads.{n}.weight"),
-        "num_codebooks": shapes.count("audio_heads"),
+        "num_codebooks": shapes.count("audio_heads") + 1,  # the first is the language model's
         "max_position_embeddings": shapes.size("pos_embedding.weight"),
     }
 

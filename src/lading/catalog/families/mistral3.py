@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lading.catalog.architecture import Architecture, Family
-from lading.catalog.families._arrangement import published_arrangement
-from lading.catalog.families._decoder import LORA, infer_decoder, prompt
+from lading.catalog.families._decoder import LORA, infer_decoder, prompt, published_of_a_kind
 from lading.catalog.keymap import KeyMap, rename
 from lading.catalog.shapes import Shapes, quotient
 
@@ -91,9 +90,8 @@ def _mistral3_model(shapes: Shapes) -> dict[str, Any]:
 
 
 def _prompt_enhancer(shapes: Shapes) -> dict[str, Any]:
-    # Many language models have these names: only one of a known size is called by its own.
     told = {**infer_decoder(shapes.under("model."), _HEAD_DIM), "tie_word_embeddings": not shapes.has("lm_head.weight")}
-    return published_arrangement(told, _PROMPT_ENHANCERS, "a language model of a known size")
+    return published_of_a_kind(told, _PROMPT_ENHANCERS)
 
 
 _OLD = KeyMap(

@@ -264,7 +264,6 @@ FAMILY = Family(
             prompt,
             published={
                 "Qwen/Qwen3-8B": {**_QWEN3_8B, "tie_word_embeddings": False},
-                "Qwen/Qwen3-4B": {**_QWEN3_4B, "tie_word_embeddings": True},
                 "MiniMax/MiniMax-Music3": {**_QWEN3_8B, "vocab_size": 200000, "tie_word_embeddings": False},
             },
             own_layout="hub",
