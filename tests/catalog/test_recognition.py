@@ -15,7 +15,7 @@ import lading
 from lading import CheckpointError, identify
 from lading.catalog import find_architecture, registry
 from lading.catalog.architecture import Architecture, Config, Extent, Inputs, InputSpec
-from lading.catalog.construction import verify, verify_candidates
+from lading.catalog.construction import build_on_meta, network_shapes, verify, verify_candidates
 from lading.catalog.hashes import known_models
 from lading.catalog.recognition import identify_tensors
 from lading.catalog.shapes import Shapes
@@ -180,6 +180,61 @@ def test_stable_diffusion_1_and_2_are_told_apart_by_the_width_of_the_prompt() ->
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in first.models
     assert second.config["cross_attention_dim"] == 1024
     assert second.models == ("stabilityai/stable-diffusion-2-1",)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+@pytest.mark.parametrize(("heads", "head"), [(16, 128), (24, 64), (30, 128)])
+def test_a_flux_of_another_hidden_size_is_a_flux_and_comes_back_bit_for_bit(layout: str, heads: int, head: int) -> None:
+    architecture = find_architecture("flux", "diffusers.FluxTransformer2DModel")
+    published = architecture.published["black-forest-labs/FLUX.1-dev"]
+    rope = (head // 8, head * 7 // 16, head * 7 // 16)
+    sizes = {"num_attention_heads": heads, "attention_head_dim": head, "axes_dims_rope": rope}
+    config = {**published, **sizes, "num_layers": 2, "num_single_layers": 2}
+    assert heads * head != 3072
+    shapes = network_shapes(build_on_meta(architecture.model_class, config)).shapes
+    tensors = {key: torch.arange(shape[0], dtype=torch.int32) for key, shape in shapes.items()}  # a row for each
+    key_map = architecture.key_map(layout, shapes)
+    in_file = dict(shapes) if key_map is None else key_map.inverse.shapes(shapes)
+    found = identify_tensors(in_file)
+    assert [(one.model_class, one.layout) for one in found.candidates] == [(architecture.model_class, layout)]
+    assert found.best is not None
+    assert {key: found.best.config[key] for key in config} == config
+    assert verify(architecture, found.best.config, layout, in_file) == []
+    if key_map is not None:
+        back = architecture.key_map(layout, in_file)
+        assert back is not None
+        again = dict(back.tensors(dict(key_map.inverse.tensors(tensors))))
+        assert again.keys() == tensors.keys()
+        assert all(torch.equal(again[key], tensors[key]) for key in tensors)
+
+
+def test_what_shapes_leave_open_is_listed_and_filled_in_also_where_no_published_model_has_them() -> None:
+    layout = LAYOUTS["Z-Image text_encoder (Qwen3-4B, ForCausalLM tied->drop lm_head)"]["tensors"]
+    best = identify_tensors(halved(layout, "model.layers", 36)).best
+    assert best is not None
+    assert best.models == ()
+    assert best.config["rope_parameters"]["rope_theta"] == 1000000.0
+    assert best.unverified["rope_parameters"] == best.config["rope_parameters"]
+    layout = LAYOUTS["Qwen-Image text_encoder (Qwen2.5-VL-7B)"]["tensors"]
+    best = identify_tensors(halved(layout, "model.layers", 28)).best
+    assert best is not None
+    assert best.config["text_config"]["num_hidden_layers"] == 14
+    assert best.config["text_config"]["rms_norm_eps"] == best.unverified["text_config.rms_norm_eps"] == 1e-06
+
+
+def test_two_z_image_controlnets_of_the_same_tensors_are_both_returned() -> None:
+    architecture = find_architecture("z_image", "diffusers.ZImageControlNetModel")
+    union = "alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union"
+    whole = network_shapes(build_on_meta(architecture.model_class, architecture.published[f"{union}-2.1"])).shapes
+    found = identify_tensors(whole)
+    assert found.is_ambiguous
+    assert {one.config["add_control_noise_refiner"] for one in found.candidates} == {
+        "control_layers",
+        "control_noise_refiner",
+    }
+    less = {key: shape for key, shape in whole.items() if not key.startswith("control_noise_refiner.")}
+    (candidate,) = identify_tensors(less).candidates
+    assert candidate.models == (f"{union}-2.0",)
 
 
 def test_a_single_file_of_stable_diffusion_1_is_told_apart_and_what_is_left_is_named() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Family,
         InputSpec,
         LatentNumbers,
+        ObjectSpec,
         Repository,
     )
     from lading.catalog.hashes import KnownModel, known_models
@@ -41,6 +42,7 @@ _HOMES = {
         "Family",
         "InputSpec",
         "LatentNumbers",
+        "ObjectSpec",
         "Repository",
     ),
     "lading.catalog.hashes": ("KnownModel", "known_models"),
@@ -70,6 +72,7 @@ __all__ = [
     "KeyMap",
     "KnownModel",
     "LatentNumbers",
+    "ObjectSpec",
     "Repository",
     "Rule",
     "Shapes",

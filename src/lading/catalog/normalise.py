@@ -31,7 +31,7 @@ _MOST_CONTAINERS = 32
 """Of a file; where there are more, it nests the tensors of one network, layer by layer."""
 
 _PARTS = re.compile(
-    r"model\.diffusion_model\.|diffusion_model\.|first_stage_model\.|audio_vae\.|vae\.|vocoder\.|text_embedding_projection\."
+    r"model\.diffusion_model\.|diffusion_model\.|control_model\.|first_stage_model\.|audio_vae\.|vae\.|vocoder\.|text_embedding_projection\."
     r"|cond_stage_model\.(?:transformer\.|model\.)?|conditioner\.embedders\.[0-9]+\.(?:transformer\.|model\.)?"
     r"|text_encoders\.[^.]+\.(?:transformer\.)?|text_encoder(?:_[0-9])?\.|transformer\.|unet\."
 )

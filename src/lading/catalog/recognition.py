@@ -27,6 +27,8 @@ _NEAREST = 3
 _PARTIAL_SCORE = 0.2
 _PARTIAL_PATTERNS = 8
 """So much must be there of a file whose other tensors are missing, or it might be anything."""
+_NEAR_THE_BEST = 0.8
+"""What is left of a file may fit several networks; those of about this share of the best score are all returned."""
 _LAYER_PATTERNS = 4
 """A numbered list whose elements hold this many patterns is a list of layers, whose numbers have no holes."""
 
@@ -200,7 +202,7 @@ def _partial_finding(part: Part, partial: list[tuple[Fit, Part]], fits: list[Fit
     problems: list[str] = list(dict.fromkeys(reasons))
     top = max((fit.score for fit, _ in partial), default=0.0)
     for fit, view in partial:
-        if fit.score < 0.9 * top or not fit.missing:
+        if fit.score < _NEAR_THE_BEST * top or not fit.missing:
             continue
         found, remarks, reason = _resolve(fit.signature, view)
         if not found and reason:
@@ -250,26 +252,42 @@ def _resolve(signature: Signature, view: Part) -> tuple[tuple[Candidate, ...], l
             view.prefix,
             models,
         )
-        for models, whole in _variants(architecture, config)
+        for models, whole in _variants(architecture, config, shapes)
     )
     return candidates, remarks, ""
 
 
-def _variants(architecture: Architecture, config: Mapping[str, Any]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+def _variants(
+    architecture: Architecture, config: Mapping[str, Any], shapes: Shapes
+) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     """The published models that these shapes may be, grouped by what shapes cannot tell, with whole configs."""
-    defaults = {key: value for key, value in architecture.unverified.items() if "." not in key}
+    config = _with_defaults(config, architecture.unverified)
     groups: list[tuple[list[str], dict[str, Any]]] = []
     for name, published in architecture.published.items():
-        if not _agree(published, config, architecture.unverified):
+        if not _agree(published, config, architecture.unverified) or not architecture.fits(published, shapes):
             continue
-        whole = {**defaults, **config, **published}
+        whole = {**config, **published}
         for names, other in groups:
             if other == whole:
                 names.append(name)
                 break
         else:
             groups.append(([name], whole))
-    return [(tuple(names), whole) for names, whole in groups] or [((), {**defaults, **config})]
+    return [(tuple(names), whole) for names, whole in groups] or [((), config)]
+
+
+def _with_defaults(config: Mapping[str, Any], unverified: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with what shapes cannot tell, as far as a value is known that is not the class's own default."""
+    whole = dict(config)
+    for key, value in unverified.items():
+        part, dot, inner = key.partition(".")
+        if value is None:
+            continue
+        if not dot:
+            whole.setdefault(key, value)
+        elif inner not in whole.get(part, {}):
+            whole[part] = {**whole.get(part, {}), inner: value}
+    return whole
 
 
 def _agree(published: Mapping[str, Any], config: Mapping[str, Any], unverified: Iterable[str], at: str = "") -> bool:
