@@ -40,7 +40,7 @@ clean:
 	touch $@
 
 .venv/developer: .venv/installed
-	$(INSTALL) --editable ".[dev]"
+	$(INSTALL) --editable ".[dev,train]"
 	touch $@
 
 .venv/documented: .venv/installed

@@ -28,6 +28,9 @@ _HUES = {
 _LARGE_FROM = 34
 """Pixels of the longer side of a bounding box from which a shape counts as large, in a picture of 64."""
 
+_DEEP = {"cyan": (0.66, "teal")}
+"""Hues that have another name where the value is below a bound."""
+
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
@@ -65,13 +68,14 @@ def look(pixels: Pixels) -> Sight:
 
 
 def name_colour(rgb: npt.NDArray[np.float64]) -> str:
-    """Name a shape's colour by its hue."""
+    """Name a shape's colour by its hue, and where that has two names by its value."""
     hue, saturation, value = _hsv(rgb)
     if saturation < 0.3 or value < 0.35:
         return UNKNOWN
     for name, (low, high) in _HUES.items():
         if low <= hue < high or (low > high and (hue >= low or hue < high)):
-            return name
+            bound, deep = _DEEP.get(name, (0.0, name))
+            return deep if value < bound else name
     return UNKNOWN
 
 

@@ -61,7 +61,7 @@ def evaluate(folder: Path, seed: int, guidance_scale: float, steps: int, sheet: 
         if not all(marks[:3]):
             print(f"wrong: {caption}: {sight}", flush=True)
     if sheet is not None:
-        _save_sheet(pictures, [all(marks[:3]) for marks in right], sheet)
+        save_sheet(pictures, [all(marks[:3]) for marks in right], sheet)
     shares = np.array([marks[:3] for marks in right], dtype=float).mean(axis=0)
     sized = [marks[3] for caption, marks in zip(captions, right, strict=True) if caption.size is not None]
     together = float(np.mean([all(marks[:3]) for marks in right]))
@@ -80,7 +80,8 @@ def _right(caption: Caption, sight: Sight) -> tuple[bool, bool, bool, bool]:
     )
 
 
-def _save_sheet(pictures: list[np.ndarray], right: list[bool], sheet: Path) -> None:
+def save_sheet(pictures: list[np.ndarray], right: list[bool], sheet: Path) -> None:
+    """Save all pictures in one, the wrong ones framed in black."""
     columns = 20
     framed = [
         np.pad(picture, ((2, 2), (2, 2), (0, 0)), constant_values=255 if good else 0)

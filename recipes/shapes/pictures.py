@@ -7,6 +7,7 @@ are held out of training, so that the evaluation asks for combinations that no t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -159,8 +160,16 @@ def _signed_distance(points: npt.NDArray[np.float32], corners: Polygon) -> npt.N
     return sign * np.sqrt(squared)
 
 
-def draw(triples: list[Triple], sizes: list[str], generator: np.random.Generator) -> Pictures:
+def draw(
+    triples: list[Triple],
+    sizes: list[str],
+    generator: np.random.Generator,
+    paints: Mapping[str, tuple[int, int, int]] = COLOURS,
+) -> Pictures:
     """Draw one anti-aliased picture per triple, at a random place and with a random radius of its size.
+
+    Args:
+        paints: of the shapes, by the names of their colours.
 
     Returns ``(count, PICTURE_SIZE, PICTURE_SIZE, 3)`` RGB values in 0..255.
     """
@@ -183,17 +192,20 @@ def draw(triples: list[Triple], sizes: list[str], generator: np.random.Generator
             distance[chosen] = _signed_distance(points[chosen], corners)
 
     coverage = np.clip(0.5 - distance, 0, 1)[..., None]
-    colours = np.array([COLOURS[triple.colour] for triple in triples], dtype=np.float32).reshape(count, 1, 3)
+    colours = np.array([paints[triple.colour] for triple in triples], dtype=np.float32).reshape(count, 1, 3)
     grounds = np.array([BACKGROUNDS[triple.background] for triple in triples], dtype=np.float32).reshape(count, 1, 3)
     flat: Pictures = np.rint(grounds + (colours - grounds) * coverage).astype(np.uint8)
     return flat.reshape(count, PICTURE_SIZE, PICTURE_SIZE, 3)
 
 
 def draw_random(
-    triples: tuple[Triple, ...], count: int, generator: np.random.Generator
+    triples: tuple[Triple, ...],
+    count: int,
+    generator: np.random.Generator,
+    paints: Mapping[str, tuple[int, int, int]] = COLOURS,
 ) -> tuple[Pictures, list[Triple], list[str]]:
     """Draw ``count`` pictures of random triples at random sizes; also return the triple and the size of each."""
     sizes = tuple(RADII)
     chosen = [triples[index] for index in generator.integers(len(triples), size=count)]
     chosen_sizes = [sizes[index] for index in generator.integers(len(sizes), size=count)]
-    return draw(chosen, chosen_sizes, generator), chosen, chosen_sizes
+    return draw(chosen, chosen_sizes, generator, paints), chosen, chosen_sizes

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         manage,
         manager_of,
     )
+    from lading.training import add_lora, freeze, save_lora, trainable_parameters
 
 _HOMES = {
     "lading.catalog": ("identify", "register_architecture"),
@@ -76,6 +77,7 @@ _HOMES = {
         "manage",
         "manager_of",
     ),
+    "lading.training": ("add_lora", "freeze", "save_lora", "trainable_parameters"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
@@ -97,8 +99,10 @@ __all__ = [
     "ModelConfig",
     "ShapeError",
     "__version__",
+    "add_lora",
     "convert_checkpoint",
     "enable_vram_management",
+    "freeze",
     "hash_model_file",
     "identify",
     "latent_format",
@@ -112,6 +116,8 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "register_architecture",
+    "save_lora",
     "shipped_model",
     "skip_model_initialization",
+    "trainable_parameters",
 ]

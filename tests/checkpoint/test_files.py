@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from lading import CheckpointError, load_state_dict, open_checkpoint
-from lading.checkpoint.files import find_files, find_in_folder
+from lading.checkpoint.files import MAX_INDEX_BYTES, find_files, find_in_folder
 
 
 def shards(folder: Path, stem: str = "model", count: int = 3) -> list[Path]:
@@ -102,6 +103,24 @@ def test_a_json_file_that_is_no_index_is_an_error(tmp_path: Path, content: str) 
     file.write_text(content)
     with pytest.raises(CheckpointError, match=r"index\.json"):
         open_checkpoint(file)
+
+
+def test_an_index_of_any_length_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors.index.json"
+    with file.open("wb") as stream:
+        stream.truncate(MAX_INDEX_BYTES + 1)
+    for path in (file, tmp_path):
+        with pytest.raises(CheckpointError, match="100000001 bytes are too many"):
+            open_checkpoint(path)
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    """Reading a pipe would wait for ever, and a device has no end."""
+    pipe = tmp_path / "model.safetensors"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, "/dev/zero", index(tmp_path, {"a": pipe.name})):
+        with pytest.raises(CheckpointError, match=r"neither a file nor a folder|no weights|shards are missing"):
+            open_checkpoint(path)
 
 
 def test_a_tensor_that_the_index_places_in_a_shard_that_lacks_it_is_an_error(tmp_path: Path) -> None:

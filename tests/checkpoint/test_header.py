@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from safetensors.torch import save, save_file
 
 from lading import CheckpointError, open_checkpoint
 from lading.checkpoint.header import MAX_HEADER_BYTES, SAFETENSORS_DTYPES, parse_header
-from tests.conftest import header_bytes
+from tests.conftest import header_bytes, write_sparse
 
 TORCH_DTYPES = [
     torch.bool,
@@ -48,7 +51,7 @@ def tensor(start: int, end: int, shape: list[int] | None = None, dtype: str = "F
 @settings(max_examples=60)
 @given(
     st.dictionaries(
-        st.text(st.characters(exclude_characters="\0/\\.", exclude_categories=["Cs"]), min_size=1, max_size=12),
+        st.text(st.characters(exclude_characters="/\\.", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12),
         st.tuples(st.sampled_from(TORCH_DTYPES), st.lists(st.integers(0, 4), max_size=4)),
         max_size=6,
     ),
@@ -99,6 +102,9 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], int, str]] = {
     "NUL in a name": ({"a\0b": tensor(0, 4)}, 4, "not a name"),
     "../ in a name": ({"../a": tensor(0, 4)}, 4, "not a name"),
     "empty name": ({"": tensor(0, 4)}, 4, "not a name"),
+    "an escape sequence in a name": ({"a\x1b[2Jb": tensor(0, 4)}, 4, "not a name"),
+    "a line break in a name": ({"a\nb": tensor(0, 4)}, 4, "not a name"),
+    "a C1 control character in a name": ({"a\x9b2Jb": tensor(0, 4)}, 4, "not a name"),
     "surrogate in a name": ({"\ud800": tensor(0, 4)}, 4, "Unicode"),
     "metadata that is no map": ({"__metadata__": [1], "a": tensor(0, 4)}, 4, "__metadata__"),
     "metadata of numbers": ({"__metadata__": {"a": 1}, "a": tensor(0, 4)}, 4, "__metadata__"),
@@ -126,6 +132,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "not an object": ((2).to_bytes(8, "little") + b"[]", "does not start"),
     "bad UTF-8": ((4).to_bytes(8, "little") + b'{"\xff"', "JSON"),
     "nested without end": ((200_006).to_bytes(8, "little") + b'{"a":' + b"[" * 200_001, "JSON"),
+    "lists without end": ((12_000_010).to_bytes(8, "little") + b'{"a":[' + b"[]," * 4_000_001 + b"0]}", "tensors"),
     "a number of 5,000 digits": ((5_006).to_bytes(8, "little") + b'{"a":' + b"9" * 5_000 + b"}", ""),
     "duplicate names": (
         (lambda text: len(text).to_bytes(8, "little") + text)(
@@ -149,6 +156,26 @@ def test_a_file_that_is_no_checkpoint_is_one_error_that_says_what_it_is(tmp_path
         open_checkpoint(file)
     assert str(file) in str(caught.value)
     assert reason in str(caught.value)
+
+
+@pytest.mark.timeout(120)
+def test_300_000_tensors_of_no_bytes_take_bounded_time_and_memory(tmp_path: Path) -> None:
+    file = write_sparse(tmp_path / "model.safetensors", {f"blocks.{n}.to_q.weight": [0] for n in range(300_000)})
+    program = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000, 1_500_000_000))
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+import lading
+found = lading.identify({str(file)!r})
+assert not found.candidates
+print(found.hash, len(found.explain()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    digest, length = done.stdout.split()
+    names = sorted(item for n in range(300_000) for item in (f"blocks.{n}.to_q.weight", f"blocks.{n}.to_q.weight:0"))
+    assert digest == hashlib.md5(",".join(names).encode(), usedforsecurity=False).hexdigest()
+    assert int(length) < 10_000
 
 
 def test_ten_thousand_mutated_headers_raise_nothing_but_checkpoint_errors() -> None:

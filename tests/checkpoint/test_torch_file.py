@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -133,22 +134,130 @@ def test_a_pickle_under_the_name_of_a_safetensors_file_is_refused(tmp_path: Path
         load_state_dict(file)
 
 
-def test_a_tensor_that_claims_more_than_its_bytes_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [open_checkpoint, load_state_dict, DiskMap])
+def test_a_tensor_that_claims_more_than_its_bytes_by_strides_of_nothing_is_refused(
+    tmp_path: Path, save: Callable[[Any, Path], Path], read: Callable[[Path], Any]
+) -> None:
     small = torch.ones(1).expand(2**20, 2**20)
-    file = save_zip({"a": small}, tmp_path / "model.pt")
+    file = save({"a": small}, tmp_path / "model.pt")
     assert file.stat().st_size < 5000
     with pytest.raises(CheckpointError, match="claims"):
-        open_checkpoint(file)
+        read(file)
 
 
-def test_a_compressed_torch_file_is_refused(tmp_path: Path) -> None:
-    file = save_zip({"a": torch.zeros(10_000)}, tmp_path / "model.pt")
+@pytest.mark.parametrize("read", [open_checkpoint, load_state_dict, DiskMap])
+@pytest.mark.parametrize("squeezed", ["data.pkl", "data/0"])
+def test_a_compressed_torch_file_is_refused_before_it_is_expanded(
+    tmp_path: Path, read: Callable[[Path], Any], squeezed: str
+) -> None:
+    file = save_zip({"a": torch.zeros(12_500_000)}, tmp_path / "model.pt")
     bomb = tmp_path / "bomb.pt"
-    with zipfile.ZipFile(file) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
+    with zipfile.ZipFile(file) as source, zipfile.ZipFile(bomb, "w") as target:
         for name in source.namelist():
-            target.writestr(name, source.read(name))
-    with pytest.raises(CheckpointError, match="compressed"):
-        open_checkpoint(bomb)
+            kind = zipfile.ZIP_DEFLATED if name.endswith(squeezed) or squeezed == "data/0" else zipfile.ZIP_STORED
+            target.writestr(name, source.read(name), kind)
+    assert bomb.stat().st_size < 51_000 or squeezed == "data.pkl"
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="compressed"):
+            read(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def shared_tuple(depth: int = 200) -> bytes:
+    """A tuple of two that are one, and so on: a pickle of a few bytes whose hash or text would take for ever."""
+    return b")" + b"2\x86" * depth
+
+
+def storage_pickle(tag: bytes = b"X\x07\0\0\0storage", key: bytes = b"X\x01\0\0\x000") -> bytes:
+    return b"(" + tag + b"ctorch\nFloatStorage\n" + key + b"X\x03\0\0\0cpuK\x01tQ"
+
+
+def tensor_pickle(shape: bytes, stride: bytes = b")") -> bytes:
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage_pickle() + b"K\0" + shape + stride + b"\x89NtR"
+
+
+ORDERED = b"ccollections\nOrderedDict\n"
+BOMBS: dict[str, tuple[bytes, str]] = {
+    "a bytearray that is only claimed": (b"\x96" + (2**40).to_bytes(8, "little"), "bytearray"),
+    "operations without end": (b"]" * 20_001, "more than 20000 operations"),
+    "a memo without end": (b"N" + b"\x94" * 20_001, "more than 20000 operations"),
+    "copies of one list": (
+        b"](" + b"NN\x86" * 2_000 + b"eq\0" + (ORDERED + b"h\0\x85R") * 9,
+        "more than 20000 operations",
+    ),
+    "a call with many arguments": (ORDERED + b"(" + b"N" * 65 + b"tR", "up to 64 arguments"),
+    "a reference of many parts": (b"(" + b"N" * 65 + b"tQ", "up to 64 arguments"),
+    "a storage of no name": (storage_pickle(key=shared_tuple()), "unknown object"),
+    "a storage of another kind": (storage_pickle(tag=shared_tuple()), "unknown object"),
+    "a shape of no numbers": (tensor_pickle(shared_tuple()), "impossible shape"),
+    "a shape of many axes": (tensor_pickle(b"(" + b"K\1" * 65 + b"t"), "65 axes"),
+    "a long name": (b"}X\xe9\x03\0\0" + b"x" * 1001 + tensor_pickle(b")") + b"s", "more than 1000 characters"),
+    "a tensor rebuilt by what copies": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(" + ORDERED + b"N]\x85tR",
+        "a way that torch has none of",
+    ),
+    "a tensor rebuilt of many parts": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\nN(" + b"N" * 65 + b"ttR",
+        "a way that torch has none of",
+    ),
+    "classes without end": (b"".join(b"ctorchao\nA%d\n" % number for number in range(101)), "more than 100 classes"),
+    "a byte order of any length": (b"}", "big-endian"),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_pickle_that_asks_for_time_or_memory_without_bound_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("lading.checkpoint.unpickling.MAX_OPERATIONS", 20_000)
+    program, reason = BOMBS[name]
+    file = tmp_path / "model.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x04" + program + b".")
+        archive.writestr("archive/data/0", bytes(4))
+        archive.writestr("archive/byteorder", bytes(50_000_000) if name.startswith("a byte order") else b"little")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=reason):
+            open_checkpoint(file)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"}" + shared_tuple() + b"K\1s",
+        b"}(" + shared_tuple() + b"K\1u",
+        b"(" + shared_tuple() + b"K\1d",
+        b"}X\1\0\0\0a\x8f(" + shared_tuple() + b"\x90s",
+        b"}X\1\0\0\0a(" + shared_tuple() + b"\x91s",
+        ORDERED + b"]" + shared_tuple() + b"K\1\x86a\x85R",
+    ],
+    ids=["an entry", "entries", "a dict", "a set", "a frozen set", "an ordered dict"],
+)
+def test_keys_whose_hash_would_take_for_ever_are_left_out(tmp_path: Path, program: bytes) -> None:
+    file = tmp_path / "model.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x04" + program + b".")
+    assert dict(open_checkpoint(file)) == {}
+
+
+def test_tensors_may_share_bytes_but_not_to_claim_many_times_what_the_file_holds(
+    tmp_path: Path, save: Callable[[Any, Path], Path]
+) -> None:
+    weight = torch.zeros(100_000)
+    tied = save({"embed": weight, "head": weight, "again": weight[:50_000]}, tmp_path / "tied.pt")
+    assert len(load_state_dict(tied, "float64")) == 3
+    file = save({f"a{number}": weight for number in range(20)}, tmp_path / "bomb.pt")
+    with pytest.raises(CheckpointError, match=r"share their bytes so often that they claim 8000000 of the file's 4\d+"):
+        load_state_dict(file, "float64")
 
 
 def test_every_truncation_is_an_error_and_never_another_content(

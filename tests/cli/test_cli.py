@@ -241,6 +241,31 @@ def test_inspect_names_missing_shards(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "1 shards are missing: model-00002-of-00002.safetensors" in capsys.readouterr().out
 
 
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202eterm\rover"
+
+
+def test_nothing_that_a_file_says_is_obeyed_by_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Metadata, a config beside the weights, and what errors quote."""
+    metadata = {f"key {number}": "x" * 10_000 for number in range(200)}
+    file = tmp_path / "model.safetensors"
+    save_file({"redux_up.weight": torch.ones(24, 4)}, file, {ESCAPES: ESCAPES, **metadata})
+    config = {"_class_name": "ReduxImageEncoder", ESCAPES: 1, "redux_dim": ESCAPES}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for options in ([], ["--tensors"], ["--verify"]):
+        assert main(["inspect", str(file), *options]) == 0
+    shown = capsys.readouterr().out
+    assert all(character == "\n" or character.isprintable() for character in shown)
+    assert r"\x1b]0;owned\x07" in shown
+    assert "and 151 more entries" in shown
+    assert len(shown) < 50_000
+    index = tmp_path / "other.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": f"{ESCAPES}.safetensors"}}))
+    assert main(["inspect", str(index)]) == 1
+    said = capsys.readouterr().err
+    assert "1 of 1 shards are missing: \\x1b]0;owned" in said
+    assert all(character == "\n" or character.isprintable() for character in said)
+
+
 @pytest.mark.parametrize(
     "arguments", [["convert", "--help"], ["--help"], ["generate", "--help"], ["inspect", str(shipped_model() / "vae")]]
 )

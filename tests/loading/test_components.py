@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,15 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lading import CheckpointError, ComponentError, LadingError, load_component, load_components, shipped_model
+from lading import (
+    CheckpointError,
+    ComponentError,
+    LadingError,
+    load_component,
+    load_components,
+    load_pipeline,
+    shipped_model,
+)
 from lading.loading import LoadOptions, register_loader
 from lading.loading.loaders import _LOADERS, ComponentSpec, Loaded
 from tests.loading.test_model import same_tensors
@@ -195,6 +205,72 @@ def test_code_that_a_file_names_is_not_imported(folder: Path, monkeypatch: pytes
         set_class(folder, "vae", library, "Popen")
         with pytest.raises(ComponentError, match="only diffusers and"):
             load_component(folder, "vae")
+
+
+def test_code_beside_a_pipeline_that_is_named_as_a_component_is_not_run(folder: Path) -> None:
+    set_class(folder, "vae", "diffusers", "DiffusionPipeline")
+    (folder / "vae" / "model_index.json").write_text('{"_class_name": ["evil", "Evil"], "_diffusers_version": "0.42"}')
+    for name in ("evil", "None", "pipeline"):
+        (folder / "vae" / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    with pytest.raises(ComponentError, match="'vae'"):
+        load_component(folder, "vae")
+    set_class(folder, "vae", "diffusers", "AutoencoderKL")
+    with contextlib.suppress(LadingError, ValueError, OSError):
+        load_pipeline(folder)
+    assert not (folder / "ran").exists()
+
+
+class Payload:
+    """What an attacker puts into a checkpoint: unpickling it creates a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("name", ["vae", "text_encoder"])
+def test_a_pickle_in_a_component_is_not_run(folder: Path, name: str, quantised: bool) -> None:
+    (file,) = (folder / name).glob("*.safetensors")
+    suffix = ".bin" if name == "vae" else "pytorch_model.bin"
+    torch.save(
+        {**load_file(file), "x": Payload(folder / "ran")},
+        file.with_suffix(suffix) if name == "vae" else file.with_name(suffix),
+    )
+    file.unlink()
+    if quantised:
+        quantise_config(folder / name)
+    with pytest.raises(LadingError, match=r"holds code, posix\.system"):
+        load_component(folder, name)
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("way", ["index", "link"])
+@pytest.mark.parametrize("name", ["vae", "text_encoder"])
+def test_weights_outside_of_a_component_are_not_read(folder: Path, name: str, way: str, quantised: bool) -> None:
+    (file,) = (folder / name).glob("*.safetensors")
+    outside = file.rename(folder.parent / "outside.safetensors")
+    if way == "link":
+        file.symlink_to(outside)
+    else:
+        weight_map = dict.fromkeys(load_file(outside), "../../outside.safetensors")
+        index = file.with_name(f"{file.name}.index.json")
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    if quantised:
+        quantise_config(folder / name)
+    with pytest.raises(CheckpointError, match="outside its folder: refused"):
+        load_component(folder, name)
+
+
+def quantise_config(folder: Path) -> None:
+    """Have a component's config say that its library is to load it."""
+    file = folder / "config.json"
+    quantization = {"quant_method": "quanto", "weights_dtype": "int8", "weights": "int8"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": quantization}))
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"vae": [1, 2]}', '{"vae": ["diffusers"]}'])

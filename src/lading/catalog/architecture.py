@@ -100,6 +100,8 @@ class Architecture:
         lent: attributes that another network of the pipeline lends it; until it has them, nobody can call it.
         fits: whether tensors suffice for a published config, where what shapes leave open asks for tensors of its own.
         lora_targets: the modules that a LoRA changes by default.
+        kohya_layout: the layout, for a config, by whose names kohya's programs know the layers that they adapt; None
+            where they do not know the network.
         latent: where the network is a denoiser, the numbers of its latent.
     """
 
@@ -118,6 +120,7 @@ class Architecture:
     lent: tuple[str, ...] = ()
     fits: Callable[[Config, Shapes], bool] = _always
     lora_targets: tuple[str, ...] = ()
+    kohya_layout: Callable[[Config], str] | None = None
     latent: LatentNumbers | None = None
 
     def key_map(self, layout: str, shapes: Mapping[str, Shape]) -> KeyMap | None:

@@ -73,6 +73,19 @@ def find_architecture(family: str, model_class: str) -> Architecture:
     raise IdentificationError(f"the family {family!r} has no {model_class}: families are {', '.join(family_names())}")
 
 
+def known_architecture(model_class: str) -> Architecture | None:
+    """Return the first architecture of a class, such as "diffusers.FluxTransformer2DModel", that some family has."""
+    return next(
+        (
+            architecture
+            for family in known_families()
+            for architecture in family.architectures
+            if architecture.model_class == model_class
+        ),
+        None,
+    )
+
+
 @cache
 def find_repository(model_id: str) -> Repository:
     """Return a pipeline that the catalog knows by its hub id, such as "black-forest-labs/FLUX.1-dev".

@@ -23,6 +23,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model", "pytorch_lora_weights")
 """The names that diffusers, transformers and PEFT give to weights, without variant, shard number and suffix."""
 
+MAX_INDEX_BYTES = 100_000_000
+
 _SHARD = r"(?P<stem>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<rest>(\.[^.]+)*)"
 
 
@@ -160,6 +162,11 @@ def read_index(index: Path, complete: bool = True) -> FileList:
     Raises:
         CheckpointError: it is not an index, or a shard is missing or lies outside the index's folder.
     """
+    nbytes = index.stat().st_size
+    if nbytes > MAX_INDEX_BYTES:
+        raise CheckpointError(
+            f"{index}: {nbytes} bytes are too many for a checkpoint's index, whose bound is {MAX_INDEX_BYTES}"
+        )
     try:
         content = json.loads(index.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 100_000_000
 """The bound that the reference implementation sets."""
+
+MAX_TENSORS = 1_000_000
+"""Of one file: what a header holds takes several times its bytes of memory once it is parsed."""
 
 MAX_RANK = 64
 """The highest rank that torch computes with."""
@@ -186,7 +190,8 @@ def parse_header(header: bytes, file: Path, data_nbytes: int) -> tuple[dict[str,
 
 def check_tensor_name(name: str, file: Path) -> None:
     """Refuse names that no module can have and that could do harm as paths or text."""
-    if not name or "\0" in name or (".." in name and ".." in name.replace("\\", "/").split("/")):
+    control = not name.isprintable() and any(unicodedata.category(character) == "Cc" for character in name)
+    if not name or control or (".." in name and ".." in name.replace("\\", "/").split("/")):
         raise CheckpointError(f"{file}: {name!r} is not a name for a tensor: the file is damaged or hostile")
     if name.isascii():
         return
@@ -217,6 +222,10 @@ def _parse_json(header: bytes, file: Path) -> dict[str, Any]:
 
     if not header.startswith(b"{"):
         raise CheckpointError(f"{file}: not a safetensors file: its header does not start with {{")
+    if header.count(b"{") + header.count(b"[") > 4 * MAX_TENSORS:  # each tensor has three, what is over is metadata's
+        raise CheckpointError(
+            f"{file}: the header describes more than {MAX_TENSORS} tensors: the file is damaged or hostile"
+        )
     try:
         entries: dict[str, Any] = json.loads(header.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:

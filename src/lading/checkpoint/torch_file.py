@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
+import reprlib
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import BUILD
 from typing import IO, Any, ClassVar, NoReturn
 
 from lading.checkpoint.encoding import encoding_of_package
-from lading.checkpoint.header import FileInventory, FileStamp, TensorInfo, check_tensor_name
+from lading.checkpoint.header import MAX_RANK, FileInventory, FileStamp, TensorInfo, check_tensor_name
+from lading.checkpoint.unpickling import MAX_ARGUMENTS, BoundedUnpickler
 from lading.errors import CheckpointError
 from lading.sizes import DTYPE_BITS, tensor_nbytes
 
 MAX_PICKLE_BYTES = 100_000_000
 MAX_NESTING = 32
 MAX_ENTRIES = 1_000_000
+MAX_NAME_LENGTH = 1000
+"""Of a tensor, the dicts that it is nested in included."""
+
+MAX_SHARING = 16
+"""How often the bytes of a file may be those of one tensor and another, on the average."""
 
 WRAPPERS = ("state_dict", "module", "model_state")
 """A file whose only key is one of these holds its tensors below it."""
@@ -45,6 +52,10 @@ _STORAGES: dict[str, str] = {
     "ComplexDoubleStorage": "complex128",
     "UntypedStorage": "uint8",
 }
+_TENSOR_PACKAGE = "torchao"
+"""Its tensors are made of others, which are no storages of their own."""
+
+_MAX_TENSOR_CLASSES = 100
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -126,14 +137,23 @@ def read_torch_inventory(file: Path) -> FileInventory:
         what = type(root).__name__.strip("_").lower()
         raise CheckpointError(f"{file}: holds a {what}, not named tensors: save a state dict")
     layout, tensors = _flatten(unwrap(root), file, extents, stamp.nbytes)
+    claimed = sum(info.nbytes for info in tensors.values())
+    if claimed > MAX_SHARING * stamp.nbytes:
+        raise CheckpointError(
+            f"{file}: its tensors share their bytes so often that they claim {claimed} of the file's {stamp.nbytes}: "
+            "the file is damaged or hostile"
+        )
     return FileInventory(file, stamp, kind, tensors, {}, layout)
 
 
-class _Notary(pickle._Unpickler):
-    """Unpickles to notes. The C unpickler is left alone: its memo can be made to allocate without bound."""
+class _Notary(BoundedUnpickler):
+    """Unpickles to notes."""
 
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
-    stack: list[Any]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(BoundedUnpickler.dispatch)
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream)
+        self._tensor_classes: dict[str, type[_Nothing]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _HARMLESS:
@@ -143,16 +163,25 @@ class _Notary(pickle._Unpickler):
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _Dtype(_STORAGES[name])
         module = _NAMES_OF_PYTHON_2.get(module, module)
-        if module.partition(".")[0] in _BESIDE_WEIGHTS or (module, name) in _BESIDE_WEIGHTS:
-            return type(name, (_Nothing,), {})
+        package = module.partition(".")[0]
+        if package == _TENSOR_PACKAGE:
+            return self._tensor_class(name)
+        if package in _BESIDE_WEIGHTS or (module, name) in _BESIDE_WEIGHTS:
+            return _Nothing
         raise _RefusedError(f"it holds code, {module}.{name}")
+
+    def _tensor_class(self, name: str) -> type[_Nothing]:
+        if name not in self._tensor_classes and len(self._tensor_classes) == _MAX_TENSOR_CLASSES:
+            raise _RefusedError(f"it names more than {_MAX_TENSOR_CLASSES} classes of {_TENSOR_PACKAGE}")
+        return self._tensor_classes.setdefault(name, type(name, (_Nothing,), {}))
 
     def persistent_load(self, pid: Any) -> _Storage:
         tag, storage, key, _location, elements, *view = pid
         if view and view[0] is not None:
             raise _RefusedError("its storages are views of each other, as torch has not written since 0.4")
-        if tag != "storage" or not isinstance(storage, _Dtype) or type(elements) is not int or elements < 0:
-            raise _RefusedError(f"it refers to an unknown object, {tag!r}")
+        plain = isinstance(storage, _Dtype) and type(key) in (str, int) and type(elements) is int
+        if tag != "storage" or not plain or elements < 0:
+            raise _RefusedError(f"it refers to an unknown object, {reprlib.repr(tag)}")
         return _Storage(str(key), storage.name, elements)
 
     def get_extension(self, code: int) -> NoReturn:
@@ -161,7 +190,7 @@ class _Notary(pickle._Unpickler):
     def load_build(self) -> None:
         self.stack.pop()  # the state of an OrderedDict: `_metadata`, which no tensor needs
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[BUILD[0]] = load_build
 
 
 def _rebuild_tensor(
@@ -184,13 +213,15 @@ def _rebuild_typed_tensor(
 
 
 def _note(storage: _Storage, dtype: str, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> _Tensor:
+    if len(shape) > MAX_RANK:
+        raise _RefusedError(f"a tensor has {len(shape)} axes, over the bound of {MAX_RANK}")
     numbers = (offset, *shape, *stride)
     if len(shape) != len(stride) or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise _RefusedError(f"a tensor has the impossible shape {shape!r:.80} or stride {stride!r:.80}")
+        raise _RefusedError(f"a tensor has the impossible shape {reprlib.repr(shape)} or stride {reprlib.repr(stride)}")
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     claimed, held = tensor_nbytes(dtype, shape), tensor_nbytes(storage.dtype, (storage.elements,))
     if claimed and (claimed > held or tensor_nbytes(dtype, (last + 1,)) > held):
-        raise _RefusedError(f"a tensor of shape {shape!r:.80} claims {claimed} bytes, its storage has {held}")
+        raise _RefusedError(f"a tensor of shape {reprlib.repr(shape)} claims {claimed} bytes, its storage has {held}")
     return _Tensor(storage, dtype, offset, tuple(shape), tuple(stride))
 
 
@@ -199,13 +230,16 @@ def _rebuild_parameter(tensor: _Tensor, *_rest: object) -> _Tensor:
 
 
 def _rebuild_wrapped(kind: type, dtype: _Dtype, shape: tuple[int, ...], *_rest: object) -> _Wrapped:
-    sizes = tuple(shape)
-    if not issubclass(kind, _Nothing) or not all(type(size) is int and 0 <= size < 2**63 for size in sizes):
-        raise _RefusedError(f"a tensor has the impossible shape {shape!r:.80}")
-    return _Wrapped(kind.__name__, dtype.name, sizes)
+    if len(shape) > MAX_RANK or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        raise _RefusedError(f"a tensor has the impossible shape {reprlib.repr(shape)}")
+    return _Wrapped(kind.__name__, dtype.name, tuple(shape))
 
 
 def _rebuild_by(rebuild: Callable[..., Any], _kind: object, arguments: tuple[Any, ...], *_rest: object) -> Any:
+    known = rebuild in (_rebuild_tensor, _rebuild_typed_tensor, _rebuild_wrapped)
+    parts = [one for one in (arguments, *arguments[:MAX_ARGUMENTS]) if isinstance(one, (list, tuple))]
+    if not known or any(len(one) > MAX_ARGUMENTS for one in parts):
+        raise _RefusedError("it rebuilds a tensor in a way that torch has none of")
     return rebuild(*arguments)
 
 
@@ -217,12 +251,16 @@ def _tuple(sizes: tuple[int, ...] = ()) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def _ordered_dict(entries: Iterable[tuple[Any, Any]] = ()) -> OrderedDict[str, Any]:
+    return OrderedDict((name, value) for name, value in entries if isinstance(name, str))
+
+
 def _nothing(*_arguments: object) -> None:
     return None
 
 
 _HARMLESS: dict[tuple[str, str], Callable[..., Any] | type] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered_dict,
     ("collections", "defaultdict"): _dict,
     ("torch", "Size"): _tuple,
     ("torch", "device"): _nothing,
@@ -238,7 +276,6 @@ _HARMLESS: dict[tuple[str, str], Callable[..., Any] | type] = {
 
 _BESIDE_WEIGHTS: frozenset[str | tuple[str, str]] = frozenset(
     (
-        "torchao",
         "lightning",
         "lightning_fabric",
         "omegaconf",
@@ -295,7 +332,7 @@ def _read_zip(stream: IO[bytes]) -> tuple[Any, Extents]:
             if entry.filename.startswith(prefix)
         }
         order = next((entry for entry in entries if entry.filename == f"{folder}/byteorder"), None)
-        if order is not None and archive.read(order) != b"little":
+        if order is not None and (order.file_size > 8 or archive.read(order) != b"little"):
             raise _RefusedError("it was written on a big-endian machine")
         return _Notary(io.BytesIO(archive.read(program))).load(), extents
 
@@ -329,6 +366,8 @@ def _read_legacy(stream: IO[bytes], nbytes: int) -> tuple[Any, Extents]:
 
     root = _LegacyNotary(program).load()
     keys = _Notary(program).load()
+    if not isinstance(keys, list) or not all(type(key) in (str, int) for key in keys):
+        raise _RefusedError("its list of storages is none")
     offset, extents = program.tell(), {}
     for key in keys:
         storage = noted[str(key)]
@@ -366,6 +405,10 @@ def _flatten(
         for name, value in node.items():
             if not isinstance(name, str):
                 continue
+            if len(prefix) + len(name) > MAX_NAME_LENGTH:
+                raise CheckpointError(
+                    f"{file}: it holds a name of more than {MAX_NAME_LENGTH} characters: the file is damaged or hostile"
+                )
             if isinstance(value, (_Tensor, _Wrapped)):
                 check_tensor_name(prefix + name, file)
                 tensors[prefix + name] = _locate(prefix + name, value, file, extents, nbytes)

@@ -11,6 +11,7 @@ import click
 
 from lading import __version__
 from lading.errors import LadingError
+from lading.report import printable
 
 _COMMANDS = {
     "convert": "write a checkpoint anew as safetensors",
@@ -19,6 +20,7 @@ _COMMANDS = {
     "hash": "print the md5 that names a checkpoint's set of tensors",
     "inspect": "show what a checkpoint holds",
     "plan": "say what a run needs and how long it takes",
+    "train": "fine-tune a model on pictures with captions",
 }
 
 
@@ -62,6 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (LadingError, OSError) as error:
         if "--debug" in arguments:
             raise
-        click.echo(f"lading: {error}", err=True)
+        click.echo(f"lading: {printable(str(error))}", err=True)
         return 1
     return 0

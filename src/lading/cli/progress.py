@@ -21,6 +21,8 @@ from rich.progress import (
 
 from lading.hub.repository import RemoteFile
 from lading.hub.transfers import Job, Watcher
+from lading.training.watching import Progress as TrainingStep
+from lading.training.watching import Watcher as TrainingWatcher
 
 
 class Steps:
@@ -98,3 +100,55 @@ class Transfers(Watcher):
 
     def finish(self, file: RemoteFile) -> None:
         self._progress.update(self._bars[file.name], visible=False)
+
+
+class TrainingProgress(TrainingWatcher):
+    """A bar over the phase that runs, and in training the loss, the learning rate and the examples in a second."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> TrainingProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def phase(self, title: str, total: int) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, visible=False)
+        self._task = self._progress.add_task(title, total=total, figures="")
+
+    def advance(self) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task)
+
+    def begin(self, step: int, steps: int) -> None:
+        self.phase("training", steps)
+        if self._task is not None:
+            self._progress.update(self._task, completed=step)
+
+    def step(self, progress: TrainingStep) -> None:
+        rate = progress.examples / progress.seconds
+        figures = f"loss {progress.loss:.4f}  rate {progress.learning_rate:.2e}  {rate:.1f} examples/s"
+        if self._task is not None:
+            self._progress.update(self._task, completed=progress.step, figures=figures)
+
+    def tell(self, message: str) -> None:
+        if not self._quiet:
+            self._console.print(message, highlight=False, markup=False, soft_wrap=True)

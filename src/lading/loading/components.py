@@ -16,9 +16,10 @@ from lading.checkpoint.dduf_file import is_dduf, packed_names
 from lading.checkpoint.files import natural_key
 from lading.errors import ComponentError, LadingError
 from lading.hub import model_folder
+from lading.lazy import import_put_off
 from lading.loading.bare_component import BareNetwork, find_bare_network, load_bare_network
 from lading.loading.configs import class_from_config, read_model_index
-from lading.loading.loaders import ComponentSpec, Loaded, LoadOptions, find_loader, resolve_class
+from lading.loading.loaders import RARELY_USED, ComponentSpec, Loaded, LoadOptions, find_loader, resolve_class
 from lading.loading.record import LoadRecord, format_records
 from lading.loading.streamed import limits_on
 
@@ -156,9 +157,10 @@ def load_components(
     devices = {str(options.device or "cpu") for _, options in jobs}
     limits = {device: limits_on(device, memory_limit, host_memory_limit) for device in devices}
     jobs = [(spec, replace(options, limits=limits[str(options.device or "cpu")])) for spec, options in jobs]
-    for spec, _ in jobs:
-        resolve_class(spec)  # imports happen one after another; threads would wait for each other's
-    return load_side_by_side([partial(load_by_spec, spec, options) for spec, options in jobs])
+    with import_put_off(RARELY_USED):
+        for spec, _ in jobs:
+            resolve_class(spec)  # imports happen one after another; threads would wait for each other's
+        return load_side_by_side([partial(load_by_spec, spec, options) for spec, options in jobs])
 
 
 def load_side_by_side(jobs: Sequence[Callable[[], tuple[Any, LoadRecord]]]) -> Components:

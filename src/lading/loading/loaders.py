@@ -13,21 +13,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
+
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.dduf_file import packed_weights
 from lading.checkpoint.dtypes import named_dtype
 from lading.checkpoint.files import find_in_folder
 from lading.checkpoint.quantised import as_the_network_has_it
 from lading.errors import ComponentError
+from lading.lazy import import_put_off
 from lading.loading.configs import read_config
 from lading.loading.model import load_labelled
 from lading.loading.network import construction, is_diffusers_model, is_transformers_model
 from lading.loading.quantised import is_for_its_library
 
 if TYPE_CHECKING:
-    import torch
-
     from lading.memory.limits import Limits
+
+
+RARELY_USED = "scipy.stats"
+"""The schedulers of diffusers import it, for one of their options: a tenth of the time to a small picture."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,8 @@ def find_pipeline_class(name: object, source: object) -> Any:
     """
     import diffusers
 
-    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    with import_put_off(RARELY_USED):
+        found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise ComponentError(
             f"{source}: names the pipeline {name!r}, which diffusers {diffusers.__version__} does not have: upgrade "
@@ -153,6 +159,11 @@ def find_pipeline_class(name: object, source: object) -> Any:
 
 def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -> Loaded:
     """Load a network as `load_model` does from the weights in its folder."""
+    if not issubclass(model_class, torch.nn.Module):
+        raise ComponentError(
+            f"{spec.folder}: component {spec.name!r} is a {spec.qualified_class}, which is no network: "
+            "correct its class in model_index.json"
+        )
     config = read_config(spec.folder / "config.json")
     dtype = options.torch_dtype
     if dtype is None:

@@ -151,30 +151,26 @@ def load_labelled(
     device = torch.device(device)
     source = ", ".join(str(file) for file in checkpoint.files)
     config = find_config(model_class, config, checkpoint)
-    dtype_of = dtype_rule(model_class, config, dtype, checkpoint)
     if limits is not None:
+        dtype_of = dtype_rule(model_class, config, dtype, checkpoint)
         return load_streamed(model_class, checkpoint, config, dtype, dtype_of, limits, state_dict_converter)
+    converts = state_dict_converter is not None  # it gets what is stored, on the CPU
+    if is_transformers_model(model_class) and not converts:
+        on_disk = DiskMap(checkpoint) if use_disk_map else None
+        return _load_transformers(label, model_class, config, checkpoint, on_disk, dtype, device)
+    dtype_of = dtype_rule(model_class, config, dtype, checkpoint)
     built: list[torch.nn.Module] = []
 
     def build() -> None:
         built.append(build_empty(model_class, config, dtype if is_diffusers_model(model_class) else None))
 
-    itself = is_transformers_model(model_class) and state_dict_converter is None  # it builds and fills itself
-    if itself and not use_disk_map and devices.find_device(device) is not None:
-        uploaded = _upload_transformers(label, model_class, config, checkpoint, dtype, device)
-        if uploaded is not None:
-            return uploaded
     tensors: Mapping[str, torch.Tensor]
     if use_disk_map:
         tensors = DiskMap(checkpoint)
     else:
-        converts = state_dict_converter is not None  # it gets what is stored, on the CPU
-        place = "cpu" if converts or itself else device
-        rule = as_stored if converts else dtype_of
+        rule, place = (as_stored, "cpu") if converts else (dtype_of, device)
         with loading_bar(label, checkpoint.nbytes) as on_bytes:
-            tensors = read_state_dict(checkpoint, rule, place, on_bytes=on_bytes, meanwhile=None if itself else build)
-    if itself:
-        return _load_transformers(model_class, config, tensors, dtype, source).to(device)
+            tensors = read_state_dict(checkpoint, rule, place, on_bytes=on_bytes, meanwhile=build)
     if state_dict_converter is not None:
         tensors = state_dict_converter(tensors)
     if not built:
@@ -204,36 +200,51 @@ def dtype_rule(model_class: type, config: Any, dtype: torch.dtype | None, checkp
     return lambda name: torch.float32 if kept(name) else dtype
 
 
-def _upload_transformers(
+def _load_transformers(
     label: str,
     model_class: type[ModelT],
     config: Any,
     checkpoint: Checkpoint,
+    tensors: Mapping[str, torch.Tensor] | None,
     dtype: torch.dtype | None,
     device: torch.device,
-) -> ModelT | None:
-    """Send a transformers network's tensors straight to a device, or return None where transformers computes some."""
-    if dtype is None:
-        stored = (torch_dtype_of(info) for info in checkpoint.values())
-        dtype = next((kind for kind in stored if kind.is_floating_point), None)
-    model: Any = build_empty(model_class, config, dtype)
-    infos, computed = named_by_transformers(model, checkpoint)
-    if computed:
-        return None
-    kept = kept_by_transformers(model, dtype)
+) -> ModelT:
+    """Build a transformers network and fill it; where it computes weights from several stored ones, it loads itself.
+
+    Args:
+        tensors: of the checkpoint, read on access; None to read them.
+    """
+    source = ", ".join(str(file) for file in checkpoint.files)
+    floats = [kind for kind in map(torch_dtype_of, checkpoint.values()) if kind.is_floating_point]
+    dtype = dtype or next(iter(floats), None)
+    built: list[Any] = []
+
+    def build() -> None:
+        built.append(build_empty(model_class, config, dtype))
+
+    as_it_is = devices.find_device(device) is None and set(floats) <= {dtype}
     with loading_bar(label, checkpoint.nbytes) as on_bytes:
-        tensors = read_state_dict(
-            Checkpoint(checkpoint.inventories, infos),
-            lambda name: torch.float32 if kept(name) else dtype,
-            device,
-            on_bytes=on_bytes,
-        )
-    fill(model, tensors, ", ".join(str(file) for file in checkpoint.files))
-    model.config.dtype = dtype
+        if as_it_is and tensors is None:
+            tensors = read_state_dict(checkpoint, on_bytes=on_bytes, meanwhile=build)
+        else:
+            build()
+        (model,) = built
+        stored_names, computed = named_by_transformers(model, {name: name for name in checkpoint})
+        itself = bool(computed) or len(stored_names) < len(checkpoint)
+        kept = kept_by_transformers(model, dtype)
+        dtypes = {old: torch.float32 if kept(new) else dtype for new, old in stored_names.items()}
+        if tensors is None:
+            tensors = read_state_dict(checkpoint, dtypes.get, "cpu" if itself else device, on_bytes=on_bytes)
+    if itself:
+        return _loaded_by_transformers(model_class, config, tensors, dtype, source).to(device)
+    fill(model, {new: cast_tensor(tensors[old], dtypes[old], device) for new, old in stored_names.items()}, source)
+    for part in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+        if part is not None:
+            part.dtype = dtype
     return cast("ModelT", model.to(device).eval())
 
 
-def _load_transformers(
+def _loaded_by_transformers(
     model_class: type[ModelT],
     config: Any,
     tensors: Mapping[str, torch.Tensor],
@@ -241,13 +252,12 @@ def _load_transformers(
     source: str,
 ) -> ModelT:
     """Let transformers rename and convert a hub checkpoint's keys, tie weights and compute buffers."""
-    loaded_dtype = dtype or next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
     with construction():
         model, info = model_class.from_pretrained(  # type: ignore[attr-defined] # PreTrainedModel's
             None,
             config=transformers_config(model_class, config),
             state_dict=dict(tensors),
-            dtype=loaded_dtype,
+            dtype=dtype,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )

@@ -7,6 +7,7 @@ older checkpoints' keys.
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 import threading
@@ -88,7 +89,9 @@ def build_empty(model_class: type[torch.nn.Module], config: Any, dtype: torch.dt
 def transformers_config(model_class: type, config: Any) -> Any:
     """Return the config object of a transformers class for a mapping, an object or None."""
     config_class = model_class.config_class  # type: ignore[attr-defined] # every PreTrainedModel has one
-    return config_class.from_dict(dict(config)) if isinstance(config, Mapping) else config or config_class()
+    if isinstance(config, Mapping):
+        return config_class.from_dict(dict(config))
+    return config_class() if config is None else copy.deepcopy(config)  # the network's own, as transformers has it
 
 
 def kept_in_float32(model_class: type, dtype: torch.dtype | None) -> Callable[[str], bool]:

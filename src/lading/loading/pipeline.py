@@ -101,8 +101,9 @@ def load_pipeline(
         memory_limit=memory_limit,
         host_memory_limit=host_memory_limit,
     )
+    absent = {name: None for name, value in index.items() if isinstance(value, list) and name not in components}
     with construction():
-        pipeline = pipeline_class.from_pretrained(str(folder), **components)
+        pipeline = pipeline_class.from_pretrained(str(folder), **absent, **components)
     return _finished(pipeline, components)
 
 

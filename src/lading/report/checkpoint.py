@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lading.checkpoint import Checkpoint
 
 _MOST_FAULTS = 10
+_MOST_METADATA = 50
 
 
 def checkpoint_json(
@@ -61,14 +62,28 @@ def checkpoint_text(
     for inventory in checkpoint.inventories:
         size = format_size(inventory.stamp.nbytes)
         lines.append(f"file      {inventory.file} ({inventory.format}, {len(inventory.tensors)} tensors, {size})")
-    lines += [f"metadata  {key} = {_clip(value)}" for key, value in sorted(checkpoint.metadata.items())]
+    metadata = sorted(checkpoint.metadata.items())
+    lines += [f"metadata  {_clip(key)} = {_clip(value)}" for key, value in metadata[:_MOST_METADATA]]
+    if len(metadata) > _MOST_METADATA:
+        lines.append(f"metadata  and {len(metadata) - _MOST_METADATA} more entries")
     lines += ["", identification.explain()]
     for candidate, found in (faults or {}).items():
         lines += _verdict(candidate, found)
     if tensors:
         width = max((len(name) for name in checkpoint), default=0)
         lines += ["", *(f"{name:{width}}  {info}" for name, info in checkpoint.items())]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
+
+
+def printable(text: str) -> str:
+    """Return a text in which characters that a terminal would obey, line breaks apart, are written as escapes.
+
+    >>> printable("a\\x1b[2J")
+    'a\\\\x1b[2J'
+    """
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(one if one == "\n" or one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _verdict(candidate: Candidate, faults: list[str]) -> list[str]:

@@ -217,6 +217,7 @@ FAMILY = Family(
             layouts={"original": _ORIGINAL},
             unverified={"axes_dims_rope": (16, 56, 56)},
             lora_targets=_LORA,
+            kohya_layout=lambda _: "original",
             latent=LatentNumbers(
                 ("batch", "channels", "height", "width"),
                 16,

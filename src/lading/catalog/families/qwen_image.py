@@ -147,6 +147,7 @@ FAMILY = Family(
             },
             unverified={"axes_dims_rope": (16, 56, 56), "zero_cond_t": False, "use_layer3d_rope": False},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
+            kohya_layout=lambda _: "diffusers",
             latent=LatentNumbers(
                 ("batch", "frames", "channels", "height", "width"),
                 16,

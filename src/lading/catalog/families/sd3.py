@@ -158,6 +158,7 @@ FAMILY = Family(
             layouts={"original": _original},
             unverified={"sample_size": 128},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+            kohya_layout=lambda _: "original",
             latent=LatentNumbers(("batch", "channels", "height", "width"), 16, spatial=8, patch=2),
         ),
     ),

@@ -262,6 +262,7 @@ FAMILY = Family(
             layouts={"original": _original},
             unverified={**_UNVERIFIED, "sample_size": 64},
             lora_targets=_LORA,
+            kohya_layout=lambda config: "original" if config.get("addition_embed_type") else "diffusers",
             latent=_LATENT,
         ),
         Architecture(

@@ -347,6 +347,7 @@ FAMILY = Family(
             beside=("ref_conv.{leaf}",),
             extras=_not_in_the_class,
             lora_targets=_LORA,
+            kohya_layout=lambda _: "original",
             latent=_LATENT,
         ),
         Architecture(
