@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         manage,
         manager_of,
     )
+    from lading.report import Recording, explain, record
     from lading.training import add_lora, freeze, save_lora, trainable_parameters
 
 _HOMES = {
@@ -77,6 +78,7 @@ _HOMES = {
         "manage",
         "manager_of",
     ),
+    "lading.report": ("Recording", "explain", "record"),
     "lading.training": ("add_lora", "freeze", "save_lora", "trainable_parameters"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
@@ -97,11 +99,13 @@ __all__ = [
     "PipelineManager",
     "MemoryLimitError",
     "ModelConfig",
+    "Recording",
     "ShapeError",
     "__version__",
     "add_lora",
     "convert_checkpoint",
     "enable_vram_management",
+    "explain",
     "freeze",
     "hash_model_file",
     "identify",
@@ -115,6 +119,7 @@ __all__ = [
     "manager_of",
     "open_checkpoint",
     "plan",
+    "record",
     "register_architecture",
     "save_lora",
     "shipped_model",

@@ -36,6 +36,12 @@ def available_memory() -> int:
     return max(0, min(_machine_memory(), *(_group_memory(group) for group in _groups()), _UNLIMITED))
 
 
+def taken_memory() -> int:
+    """Return the bytes that this process has taken and the kernel cannot take back: anonymous and shared memory."""
+    lines = (line.split() for line in _lines("/proc/self/status") if line.startswith(("RssAnon:", "RssShmem:")))
+    return sum(int(fields[1]) * 1024 for fields in lines)
+
+
 @lru_cache(maxsize=64)
 def file_system_of(device: int) -> FileSystem:
     """Return where the files of a device number (`os.stat_result.st_dev`) lie; "local" for those nobody lists."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from lading.collection import collection_put_off
+
 
 def lazy_names(
     package: str, homes: Mapping[str, tuple[str, ...]]
@@ -23,7 +25,8 @@ def lazy_names(
     def get(name: str) -> Any:
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(home_of[name]), name)
+        with collection_put_off():
+            return getattr(importlib.import_module(home_of[name]), name)
 
     return get, lambda: sorted(home_of)
 

@@ -134,9 +134,11 @@ def format_count(number: float, billion: str = "B") -> str:
 def format_seconds(seconds: float) -> str:
     """Write a duration as people say it.
 
-    >>> format_seconds(0.0123), format_seconds(4.56), format_seconds(75), format_seconds(6200)
-    ('12 ms', '4.6 s', '1 min 15 s', '1 h 43 min')
+    >>> format_seconds(0.0123), format_seconds(4.56), format_seconds(75), format_seconds(6200), format_seconds(2e-5)
+    ('12 ms', '4.6 s', '1 min 15 s', '1 h 43 min', '20 µs')
     """
+    if seconds < 0.0000995:
+        return f"{1e6 * seconds:.0f} µs"
     if seconds < 0.0995:
         return f"{1000 * seconds:.0f} ms" if seconds >= 0.0095 else f"{1000 * seconds:.1f} ms"
     if seconds < 59.5:

@@ -38,7 +38,9 @@ def bare(tmp_path: Path) -> Path:
 @pytest.fixture
 def home(hub: Hub, source: HuggingFace, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The hub that this process takes for Hugging Face's, while its cache is empty."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.endpoint)
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     return hub
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lading import CheckpointError, MemoryLimitError, load_model
 from lading.catalog.keymap import KeyMap, swap_halves
@@ -18,7 +19,7 @@ from lading.checkpoint.reading import OpenFile
 from lading.devices.fake import FakeDevice
 from lading.memory.image import Weight
 from lading.memory.limits import Limits
-from lading.memory.management import Manager
+from lading.memory.management import Examples, Manager
 from tests.memory.odd import Odd
 
 TOKENS = torch.arange(10)
@@ -64,6 +65,19 @@ def test_outputs_are_right_at_every_limit_and_the_device_holds_no_more_than_plan
         assert max(device.peak_pinned, plan.placement.host_nbytes) <= host_memory
         manager.release()
         assert device.used == device.pinned == 0
+
+
+def test_a_module_of_which_nothing_must_stay_computes_too(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(12))).eval()
+    save_file(module.state_dict(), tmp_path / "model.safetensors")
+    checkpoint, given = open_checkpoint(tmp_path / "model.safetensors"), torch.ones(1, 64)
+    with torch.no_grad():
+        expected = module(given)
+        weights = {name: Weight(origin, torch.float32) for name, origin in find_origins(None, checkpoint).items()}
+        examples: Examples = {"forward": ((given,), {})}
+        manager = Manager(module, weights, checkpoint.inventories, Limits(100_000, 10**9, FakeDevice()), examples)
+        assert torch.equal(module(given), expected)
+    manager.release()
 
 
 def test_weights_of_several_stretches_arrive_whole(odd: Path) -> None:

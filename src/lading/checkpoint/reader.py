@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from lading import host
+from lading import events, host
 from lading.checkpoint.arena import Arena, Scratch, block_ceiling, block_floor
 from lading.checkpoint.header import FileInventory, TensorInfo
 from lading.checkpoint.mapping import FileMapping, map_file, resident_share
@@ -90,7 +91,7 @@ class FileReader:
         self._resident = facts.resident >= _RESIDENT
         if self.choice.way == "direct" and not self._source.open_direct():
             self.choice = Choice("buffered", "no direct reads on this file system")
-        _log.debug("%s: %s", inventory.file, self.choice)
+        self._tell_choice()
 
     def read(self, extents: Iterable[Extent], on_bytes: OnBytes | None = None) -> Reading:
         """Start to read extents into memory that the caller owns; see `Reading`."""
@@ -209,7 +210,7 @@ class FileReader:
             if mapping is None:
                 if self._fits:
                     self.choice = Choice("buffered", "it cannot be held by a lease")
-                    _log.debug("%s: %s", source.file, self.choice)
+                    self._tell_choice()
                     return None
                 _log.warning(
                     "%s: larger than the free memory, and mapped without a lease: if it is cut while its tensors "
@@ -221,6 +222,11 @@ class FileReader:
             source.require_unchanged()
             let_torch_save()
         return self._mapping
+
+    def _tell_choice(self) -> None:
+        _log.debug("%s: %s", self._source.file, self.choice)
+        now = time.perf_counter()
+        events.tell("open", str(self.choice), self._source.file, now, now, self._source.nbytes)
 
     def _passing_mapping(self) -> FileMapping | None:
         """Map a file that is in the page cache for casts alone: what they have used is let go of piece by piece."""

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 
+from lading import events
 from lading.checkpoint.arena import BLOCK, block_ceiling, block_floor
 from lading.checkpoint.header import FileInventory, FileStamp
 from lading.errors import CheckpointError
@@ -143,15 +144,8 @@ class OpenFile:
             CheckpointError: the file shrank or changed, or the disk fails.
         """
         wanted = min(len(memory), self.nbytes - offset)
-        aligned = self.direct and (offset | _address(memory)) % BLOCK == 0
-        done = 0
-        while done < wanted:
-            whole = aligned and done % BLOCK == 0 and len(memory) - done >= BLOCK
-            count = self._read_once(memory[done : block_floor(len(memory)) if whole else wanted], offset + done, whole)
-            if count == 0:
-                self.require_unchanged()
-                raise CheckpointError(f"{self.file}: the file shrank while it was read: load it again when it is whole")
-            done += count
+        with events.span("read", self.file.name, self.file, wanted):
+            self._fill(memory, offset, wanted)
         self.require_unchanged()
 
     def require_unchanged(self) -> None:
@@ -168,6 +162,17 @@ class OpenFile:
         for extent in extents:
             for start, end in _pieces(extent):
                 yield partial(self._read, extent.memory[start:end], extent.offset + start, on_bytes)
+
+    def _fill(self, memory: memoryview, offset: int, wanted: int) -> None:
+        aligned = self.direct and (offset | _address(memory)) % BLOCK == 0
+        done = 0
+        while done < wanted:
+            whole = aligned and done % BLOCK == 0 and len(memory) - done >= BLOCK
+            count = self._read_once(memory[done : block_floor(len(memory)) if whole else wanted], offset + done, whole)
+            if count == 0:
+                self.require_unchanged()
+                raise CheckpointError(f"{self.file}: the file shrank while it was read: load it again when it is whole")
+            done += count
 
     def _read(self, memory: memoryview, offset: int, on_bytes: OnBytes | None) -> None:
         self.fill(memory, offset)

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from lading import events
 from lading.checkpoint.arena import BLOCK, Arena, block_ceiling, block_floor
 from lading.checkpoint.casting import Span, cut_spans
 from lading.checkpoint.dtypes import DtypeOf, cast_of, packed_shape, torch_dtype_of
@@ -112,7 +113,7 @@ class Upload:
 
     def _send(self, source: OpenFile, start: int, end: int, target: torch.Tensor, on_bytes: OnBytes | None) -> None:
         with self._filled(source, start, end) as (_, piece):
-            self._device.copy(piece, target)
+            self._copy(source, piece, target)
         if on_bytes is not None:
             on_bytes(end - start)
 
@@ -120,12 +121,17 @@ class Upload:
         with self._filled(source, span.start, span.end) as (slot, piece):
             memory = self._stored[slot]
             shift = span.start % _ALIGNMENT  # elements are aligned on the device as they are in the file
-            self._device.copy(piece, memory[shift : shift + len(piece)])
+            self._copy(source, piece, memory[shift : shift + len(piece)])
             for part in span.parts:
                 stored = memory[shift + part.start - span.start : shift + part.end - span.start]
                 self._device.copy(stored.view(part.dtype), part.target)
         if on_bytes is not None:
             on_bytes(span.end - span.start)
+
+    def _copy(self, source: OpenFile, piece: torch.Tensor, target: torch.Tensor) -> None:
+        clock = partial(self._device.moment, copies=True)
+        with events.span("copy", source.file.name, source.file, len(piece), clock):
+            self._device.copy(piece, target)
 
     @contextmanager
     def _filled(self, source: OpenFile, start: int, end: int) -> Iterator[tuple[_Slot, torch.Tensor]]:

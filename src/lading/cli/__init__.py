@@ -11,10 +11,10 @@ import click
 
 from lading import __version__
 from lading.errors import LadingError
-from lading.report import printable
 
 _COMMANDS = {
     "convert": "write a checkpoint anew as safetensors",
+    "explain": "tell how a model is loaded, and what becomes of a prompt in it",
     "fetch": "bring a model from a hub, or what is missing of it",
     "generate": "draw a picture from a prompt",
     "hash": "print the md5 that names a checkpoint's set of tensors",
@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (LadingError, OSError) as error:
         if "--debug" in arguments:
             raise
+        from lading.report import printable
+
         click.echo(f"lading: {printable(str(error))}", err=True)
         return 1
     return 0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,6 +32,8 @@ from lading.cli.progress import Steps
 @click.option("--host-memory-limit", help="The same for the host's memory.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--variant", help='Such as fp16, for weights in "model.fp16.safetensors".')
+@click.option("--report", type=click.Path(path_type=Path), help="A page of what happened: tables and charts, in HTML.")
+@click.option("--trace", type=click.Path(path_type=Path), help="The same for https://ui.perfetto.dev, in JSON.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("picture.png"), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def command(
@@ -47,6 +53,8 @@ def command(
     host_memory_limit: str | None,
     revision: str | None,
     variant: str | None,
+    report: Path | None,
+    trace: Path | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -54,6 +62,7 @@ def command(
 
     Prints how each component was loaded, the latent's shape by axis, a bar over the steps, and where the picture is.
     """
+    from lading.collection import collection_put_off
     from lading.hub import model_folder
     from lading.loading.generation import Request, add_loras, check_output, draw, latent_of, parse_lora, save_frames
     from lading.loading.pipeline import load_pipeline
@@ -63,21 +72,31 @@ def command(
     adapters = [parse_lora(lora) for lora in loras]
     folder = model_folder(model, None, revision, variant)
     latent = latent_of(folder, request)
-    start = time.perf_counter()
     limits = {"memory_limit": memory_limit, "host_memory_limit": host_memory_limit}
     device = device or ("auto" if memory_limit is None and host_memory_limit is None else None)
-    pipeline = load_pipeline(folder, dtype, device, variant=variant, **limits)
-    add_loras(pipeline, adapters)
-    loaded = time.perf_counter()
-    if not as_json:
-        click.echo(pipeline.lading_components)
-        click.echo()
-        if latent is not None:
-            click.echo(latent)
-    with Steps("drawing", quiet=as_json) as drawing:
-        frames = draw(pipeline, request, drawing.advance)
-    save_frames(frames, out)
-    drawn = time.perf_counter()
+    options: dict[str, Any] = {"torch_dtype": dtype, "device": device, "variant": variant, **limits}
+    recording: AbstractContextManager[Callable[[Any], None]] = nullcontext(lambda _: None)
+    if report is not None or trace is not None:
+        from lading.report import recorded_to  # with torch: without it the disk works before torch is imported
+
+        recording = recorded_to(report, trace, folder, request, **options)
+    with recording as watch:
+        start = time.perf_counter()
+        with collection_put_off():
+            pipeline = load_pipeline(folder, **options)
+            add_loras(pipeline, adapters)
+            gc.freeze()  # it all stays as long as the process
+        loaded = time.perf_counter()
+        if not as_json:
+            click.echo(pipeline.lading_components)
+            click.echo()
+            if latent is not None:
+                click.echo(latent)
+        watch(pipeline)
+        with Steps("drawing", quiet=as_json) as drawing:
+            frames = draw(pipeline, request, drawing.advance)
+        save_frames(frames, out)
+        drawn = time.perf_counter()
     if as_json:
         result = {
             "out": str(out),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
+
+from lading.events import Moment
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +72,9 @@ class Device(Protocol):
     def event(self) -> Event:
         """Mark the queue after the copies asked for so far."""
 
+    def moment(self, copies: bool = False) -> Moment:
+        """Return when the device has computed, or copied, what this thread asked it for so far; do not wait."""
+
 
 def find_device(device: str | torch.device) -> Device | None:
     """Return the device that uploads go through, or None for the CPU and devices that torch alone serves."""
@@ -79,6 +86,15 @@ def find_device(device: str | torch.device) -> Device | None:
 
         return CudaDevice(device)
     return None
+
+
+@lru_cache(maxsize=64)
+def device_clock(device: str) -> Callable[[], Moment]:
+    """Return what gives the moments of a device's computations: of the CPU, and of devices that torch alone serves,
+    when they were asked for.
+    """
+    found = find_device(device)
+    return time.perf_counter if found is None else found.moment
 
 
 def workspace_bytes(device: str | torch.device) -> int:

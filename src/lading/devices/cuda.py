@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
+from lading import events
 from lading.devices import Event
 from lading.errors import LadingError
+from lading.events import Moment
 
 
 class CudaDevice:
@@ -69,6 +73,17 @@ class CudaDevice:
     def event(self) -> CudaEvent:
         return CudaEvent(self._stream)
 
+    def moment(self, copies: bool = False) -> Moment:
+        origin, seconds = _origin(self.torch_device, events.recordings())
+        reached = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # torch types it not
+        reached.record(self._stream if copies else torch.cuda.current_stream(self.torch_device))
+
+        def tell() -> float:
+            reached.synchronize()
+            return seconds + float(origin.elapsed_time(reached)) / 1000
+
+        return tell
+
 
 class CudaEvent:
     """A mark on a stream; see `lading.devices.Event`."""
@@ -87,3 +102,17 @@ class CudaEvent:
 
     def hold(self) -> None:
         torch.cuda.current_stream(self._device).wait_event(self.event)
+
+
+@lru_cache(maxsize=8)
+def _origin(device: torch.device, _recording: int) -> tuple[torch.cuda.Event, float]:
+    """An event from which a device's times are counted, and when it was.
+
+    Each recording has its own: the times between events are single floats, which lose microseconds over hours.
+    """
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # torch types it not
+    torch.cuda.synchronize(device)
+    with torch.cuda.device(device):
+        event.record()
+    event.synchronize()
+    return event, time.perf_counter()

@@ -13,11 +13,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import torch
 
 from lading.devices import Event
 from lading.errors import LadingError
+from lading.events import Moment
 
 POISON = 0x7F
 """Fills memory that nobody has written to: NaN as float8, nonsense as anything else."""
@@ -98,6 +100,13 @@ class FakeDevice:
         event = FakeEvent()
         self._queue.put(event.reached.set)
         return event
+
+    def moment(self, copies: bool = False) -> Moment:
+        if not copies:
+            return time.perf_counter()  # what computes is done when it returns
+        reached: Future[float] = Future()
+        self._queue.put(lambda: reached.set_result(time.perf_counter()))
+        return reached.result
 
     def _holds(self, tensor: torch.Tensor) -> bool:
         return tensor.untyped_storage().data_ptr() in self._allocated

@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from lading import events
 from lading.checkpoint.dduf_file import is_dduf, packed_names
 from lading.checkpoint.files import natural_key
+from lading.collection import collection_put_off
 from lading.errors import ComponentError, LadingError
 from lading.hub import model_folder
 from lading.lazy import import_put_off
@@ -67,6 +69,7 @@ class Components(Mapping[str, Any]):
         return format_records(self.records)
 
 
+@collection_put_off()
 def load_component(
     model: str | os.PathLike[str],
     name: str,
@@ -115,6 +118,7 @@ def load_component(
     return load_by_spec(find_spec(folder, name), LoadOptions(torch_dtype, device, variant, limits))[0]
 
 
+@collection_put_off()
 def load_components(
     model: str | os.PathLike[str],
     names: Iterable[str] | None = None,
@@ -252,14 +256,16 @@ def load_recorded(spec: ComponentSpec, label: str, load: Callable[[], Loaded]) -
         raise ComponentError(
             f"{spec.folder}: component {spec.name!r} ({spec.class_name}) cannot be loaded: {error}"
         ) from error
-    milliseconds = 1000 * (time.perf_counter() - start)
-    record = LoadRecord(spec.name, label, spec.qualified_class, loaded.files, *_weights(loaded.component), milliseconds)
+    end = time.perf_counter()
+    weights, milliseconds = weights_of(loaded.component), 1000 * (end - start)
+    record = LoadRecord(spec.name, label, spec.qualified_class, loaded.files, *weights, milliseconds)
     _log.info("%s", record)
+    events.tell("load", spec.name, loaded.component, start, end, record.nbytes)
     return loaded.component, record
 
 
-def _weights(component: Any) -> tuple[int, int, str | None, str | None]:
-    """Count a component's tensors and bytes; the dtype and device are those of most of its bytes."""
+def weights_of(component: Any) -> tuple[int, int, str | None, str | None]:
+    """Return how many tensors a component has, their bytes, and the dtype and device of most of these bytes."""
     import torch
 
     if not isinstance(component, torch.nn.Module):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from lading.errors import ComponentError, LadingError
 from lading.latents import LatentShape
 from lading.loading.configs import read_config
 from lading.loading.latents import latent_format
+from lading.writing import require_folder, whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,6 +41,10 @@ class Request:
     num_frames: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+
+    def asked(self) -> dict[str, Any]:
+        """What is left to no default, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def latent_of(folder: Path, request: Request) -> LatentShape | None:
@@ -118,7 +121,7 @@ def draw(pipeline: Any, request: Request, on_step: Callable[[int, int], None] | 
     import torch
 
     takes = inspect.signature(pipeline.__call__).parameters
-    asked = {name: value for name, value in vars(request).items() if value is not None and name != "seed"}
+    asked = {name: value for name, value in request.asked().items() if name != "seed"}
     strange = [name for name in asked if name not in takes]
     if strange:
         raise ComponentError(f"{type(pipeline).__name__} takes no {', '.join(strange)}: leave it out")
@@ -146,10 +149,7 @@ def check_output(out: Path) -> None:
     """
     from PIL import Image
 
-    if not out.parent.is_dir():
-        raise LadingError(f"{out}: there is no folder {out.parent}: create it first")
-    if out.is_dir():
-        raise LadingError(f"{out}: is a folder: name a file in it, such as {out / 'picture.png'}")
+    require_folder(out, "picture.png")
     Image.init()
     if out.suffix.lower() not in Image.EXTENSION or Image.EXTENSION[out.suffix.lower()] not in Image.SAVE:
         raise LadingError(f"{out}: pictures cannot be saved as {out.suffix or 'a file without suffix'!r}: use .png")
@@ -165,21 +165,8 @@ def save_frames(frames: Sequence[Image], out: Path) -> None:
         raise LadingError(
             f"{out}: {out.suffix} holds no animation of {len(frames)} frames: use {' or '.join(ANIMATED)}"
         )
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.stem}-", suffix=out.suffix)
-    os.close(handle)
-    part = Path(name)
-    try:
+    with whole_file(out) as part:
         if len(frames) > 1:
             frames[0].save(part, save_all=True, append_images=frames[1:], duration=FRAME_MILLISECONDS, loop=0)
         else:
             frames[0].save(part)
-        part.chmod(0o666 & ~_umask())
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,7 +1,8 @@
 """The registry of loaders: a component's config name -> the loader that makes the object.
 
 A loader is chosen by the name that `model_index.json` gives the component ("text_encoder_2" goes by "text_encoder");
-a component that nobody registered goes to the generic loader, which asks the class what it can do.
+a component that nobody registered goes to the generic loader, which asks the class what it can do. To look at the
+registry takes no torch: loaders import it when they load.
 """
 
 from __future__ import annotations
@@ -13,21 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.dduf_file import packed_weights
-from lading.checkpoint.dtypes import named_dtype
 from lading.checkpoint.files import find_in_folder
 from lading.checkpoint.quantised import as_the_network_has_it
 from lading.errors import ComponentError
 from lading.lazy import import_put_off
 from lading.loading.configs import read_config
-from lading.loading.model import load_labelled
-from lading.loading.network import construction, is_diffusers_model, is_transformers_model
-from lading.loading.quantised import is_for_its_library
 
 if TYPE_CHECKING:
+    import torch
+
     from lading.memory.limits import Limits
 
 
@@ -159,6 +156,12 @@ def find_pipeline_class(name: object, source: object) -> Any:
 
 def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -> Loaded:
     """Load a network as `load_model` does from the weights in its folder."""
+    import torch
+
+    from lading.loading.model import load_labelled
+    from lading.loading.network import is_diffusers_model, is_transformers_model
+    from lading.loading.quantised import is_for_its_library
+
     if not issubclass(model_class, torch.nn.Module):
         raise ComponentError(
             f"{spec.folder}: component {spec.name!r} is a {spec.qualified_class}, which is no network: "
@@ -188,6 +191,8 @@ def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -
 
 def load_from_pretrained(spec: ComponentSpec, component_class: type, _options: LoadOptions) -> Loaded:
     """Load a component without weights (tokenizer, scheduler, processor) by its own `from_pretrained`."""
+    from lading.loading.network import construction
+
     files = tuple(sorted(file for file in spec.folder.iterdir() if file.is_file()))
     if not files:
         raise ComponentError(f"{spec.folder}: component {spec.name!r} has no files: fetch this folder")
@@ -199,6 +204,8 @@ def load_from_pretrained(spec: ComponentSpec, component_class: type, _options: L
 
 def load_generic(spec: ComponentSpec, component_class: type, options: LoadOptions) -> Loaded:
     """Load a component that nobody registered: a network by its weights, anything else by `from_pretrained`."""
+    from lading.loading.network import is_diffusers_model, is_transformers_model
+
     if is_diffusers_model(component_class) or is_transformers_model(component_class):
         return load_network(spec, component_class, options)
     if not callable(getattr(component_class, "from_pretrained", None)):
@@ -223,6 +230,9 @@ def _require_vocabulary(spec: ComponentSpec, component_class: type) -> None:
 
 def _load_quantized(spec: ComponentSpec, model_class: type, options: LoadOptions) -> Loaded:
     """Quantised weights belong to the library's quantizers: the class loads itself."""
+    from lading.checkpoint.dtypes import named_dtype
+    from lading.loading.network import construction
+
     dtype = None if options.torch_dtype is None else named_dtype(options.torch_dtype)
     with construction():
         model = model_class.from_pretrained(  # type: ignore[attr-defined] # both libraries' networks have it
@@ -241,6 +251,8 @@ def _load_generation_config(spec: ComponentSpec, model: Any) -> None:
 
 def _name_origin(model: Any, folder: Path) -> None:
     """Note where a network came from, as both libraries do."""
+    from lading.loading.network import is_diffusers_model, is_transformers_model
+
     if is_diffusers_model(type(model)):
         model.register_to_config(_name_or_path=str(folder))
     elif is_transformers_model(type(model)):

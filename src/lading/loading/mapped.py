@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from lading.checkpoint.dtypes import DtypeOf, cast_tensor
-from lading.loading.collection import collection_put_off
+from lading.collection import collection_put_off
 from lading.loading.network import (
     build_empty,
     fill,

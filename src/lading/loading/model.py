@@ -13,9 +13,9 @@ from lading.catalog import Candidate
 from lading.checkpoint import Checkpoint, CheckpointPath, DiskMap, open_checkpoint, read_state_dict
 from lading.checkpoint.dtypes import DtypeOf, as_stored, cast_tensor, named_dtype, torch_dtype_of
 from lading.checkpoint.quantised import as_the_network_has_it
+from lading.collection import collection_put_off
 from lading.errors import LadingError
 from lading.loading.chosen import find_config, find_network
-from lading.loading.collection import collection_put_off
 from lading.loading.gguf_layers import build_with_gguf_layers
 from lading.loading.managed import load_managed, vram_rules
 from lading.loading.mapped import load_source

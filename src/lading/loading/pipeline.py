@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lading.checkpoint.dduf_file import is_dduf
+from lading.collection import collection_put_off
 from lading.errors import ComponentError
 from lading.hub import ModelConfig, model_folder
 from lading.loading.ahead import read_ahead
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lading.loading.components import Components
 
 
+@collection_put_off()
 def load_pipeline(
     model: str | os.PathLike[str] | ModelConfig | Iterable[str | os.PathLike[str] | ModelConfig],
     torch_dtype: torch.dtype | str | Mapping[str, torch.dtype | str | None] | None = None,

@@ -4,75 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lading import host
 from lading.errors import LadingError
-from lading.latents import LatentFormat, PixelShape
+from lading.loading.advising import advise
 from lading.loading.blueprint import Blueprint, read_blueprint
-from lading.loading.phases import PhaseCall, phase_calls
+from lading.loading.forecast import Prepared, forecast
+from lading.loading.phases import phase_calls
 from lading.loading.pipeline import default_device
-from lading.loading.plans import ComponentPlan, PhasePlan, Plan
+from lading.loading.plans import Plan
 from lading.loading.prospects import make_prospect
-from lading.loading.runs import Run, Wish, settle
+from lading.loading.runs import Wish, settle
 from lading.memory.calibration import known_rates
 from lading.memory.limits import Limits
-from lading.memory.prediction import Allowance, Prospect
+from lading.memory.prediction import Allowance
 from lading.memory.rates import Rates
-from lading.memory.trace import Trace, trace
+from lading.memory.trace import trace
 from lading.sizes import parse_compute, parse_rate, parse_size
 
 _ASSUMED_DTYPE = "bfloat16"
 """Of models that are not here yet, in which nearly all of them are published."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A pipeline's networks and their calls, traced: all that a plan is made of for any limit.
-
-    Attributes:
-        traces: by component and entry.
-        calls: in the order in which they happen; those that could not be traced are left out.
-        untraced: components whose calls nobody knows.
-    """
-
-    blueprint: Blueprint
-    latents: LatentFormat
-    run: Run
-    prospects: Mapping[str, Prospect]
-    calls: tuple[PhaseCall, ...]
-    traces: Mapping[tuple[str, str], Trace]
-    untraced: tuple[str, ...]
-
-    @property
-    def lasting_bytes(self) -> int:
-        """What all networks keep, whoever computes."""
-        return sum(prospect.buffer_bytes for prospect in self.prospects.values())
-
-    @property
-    def resident_bytes(self) -> int:
-        """Of all weights and buffers."""
-        weights = sum(weight.nbytes for prospect in self.prospects.values() for weight in prospect.weights.values())
-        return weights + self.lasting_bytes
-
-    def known(self, call: PhaseCall) -> dict[str, Trace]:
-        """The traces that a component's manager has when a phase begins, that phase's first."""
-        before = self.calls[: self.calls.index(call) + 1]
-        entries = [other.entry for other in reversed(before) if other.component == call.component]
-        return {entry: self.traces[call.component, entry] for entry in entries}
-
-    def minimum_memory(self) -> int:
-        """Return the smallest limit with which every phase can compute."""
-        lasting = self.lasting_bytes
-        needs = [self.prospects[call.component].minimum_bytes(self.known(call), lasting) for call in self.calls]
-        called = {call.component for call in self.calls}
-        needs += [
-            prospect.minimum_bytes({}, lasting) for name, prospect in self.prospects.items() if name not in called
-        ]
-        return max(needs)
 
 
 def plan(
@@ -143,10 +98,10 @@ def plan(
     blueprint = read_blueprint(model, True, revision, variant, token)
     prepared = prepare(blueprint, wish, torch_dtype, place)
     limits = _limits(memory_limit, host_memory_limit, place)
-    found = assemble(prepared, limits, place, rates, source)
+    found = forecast(prepared, limits, place, rates, source)
     if require_fit:
         found.require_fit()
-    return found
+    return replace(found, advice=advise(prepared, limits, rates, found))
 
 
 def prepare(blueprint: Blueprint, wish: Wish, torch_dtype: Any, device: torch.device) -> Prepared:
@@ -170,35 +125,6 @@ def prepare(blueprint: Blueprint, wish: Wish, torch_dtype: Any, device: torch.de
     traced_parts = {call.component for call in calls}
     untraced = tuple(name for name in prospects if name not in traced_parts)
     return Prepared(blueprint, latents, run, prospects, tuple(calls), traces, untraced)
-
-
-def assemble(
-    prepared: Prepared, limits: Allowance | None, device: torch.device, rates: Rates, rates_source: str
-) -> Plan:
-    """Make the plan of a prepared pipeline for limits; None for none."""
-    minimum, run = prepared.minimum_memory(), prepared.run
-    allowance = None
-    if limits is not None:
-        allowance = replace(limits, memory=max(limits.memory, minimum), lasting_bytes=prepared.lasting_bytes)
-    phases = tuple(_phase(prepared, call, allowance, rates) for call in prepared.calls)
-    frames = None if prepared.latents.frames is None else run.num_frames
-    return Plan(
-        prepared.blueprint.name,
-        prepared.blueprint.pipeline_class or "",
-        str(device),
-        None if limits is None else limits.memory,
-        None if limits is None or device.type == "cpu" else limits.host_memory,
-        minimum,
-        tuple(_component(name, prepared) for name in prepared.prospects),
-        phases,
-        PixelShape(run.batch_size, run.height, run.width, frames),
-        run.latent,
-        run.steps,
-        run.prompt_tokens,
-        rates,
-        rates_source,
-        untraced=prepared.untraced,
-    )
 
 
 def rates_for(
@@ -257,56 +183,3 @@ def _dtype_for(name: str, torch_dtype: Any, blueprint: Blueprint) -> Any:
     if dtype is None and blueprint.place in ("catalog", "hub"):
         return _ASSUMED_DTYPE
     return dtype
-
-
-def _component(name: str, prepared: Prepared) -> ComponentPlan:
-    weights = prepared.prospects[name].weights
-    shares: dict[str, int] = {}
-    for weight in weights.values():
-        dtype = str(weight.dtype).removeprefix("torch.")
-        shares[dtype] = shares.get(dtype, 0) + weight.nbytes
-    return ComponentPlan(
-        name,
-        prepared.blueprint.networks[name].model_class,
-        sum(torch.Size(weight.shape).numel() for weight in weights.values()),
-        sum(shares.values()),
-        max(shares, key=lambda dtype: shares[dtype], default="-"),
-    )
-
-
-def _phase(prepared: Prepared, call: PhaseCall, allowance: Allowance | None, rates: Rates) -> PhasePlan:
-    prospect, traces = prepared.prospects[call.component], prepared.known(call)
-    traced = traces[call.entry]
-    flops = sum(one.flops for one in traced.calls)
-    if allowance is None:
-        resident, prediction = prepared.resident_bytes, prospect.predict(traces, _EVERYTHING, rates)
-        assert prediction is not None  # there is no limit
-        slots = streamed = host_bytes = 0
-        others = prediction.plan.other_bytes - prediction.outline.fixed.nbytes
-        peak = resident + traced.activation_bytes + others
-    else:
-        prediction = prospect.predict(traces, allowance, rates)
-        assert prediction is not None  # assemble gives no less than the minimum
-        placement = prediction.plan.placement
-        slots = len(placement.slots) * placement.slot_bytes
-        resident, streamed = placement.nbytes - slots, prediction.streamed_bytes(traced)
-        others, peak, host_bytes = prediction.plan.other_bytes, prediction.plan.peak_bytes, placement.host_nbytes
-    return PhasePlan(
-        call.component,
-        call.role,
-        call.entry,
-        call.count,
-        flops,
-        resident,
-        slots,
-        streamed,
-        prediction.plan.activation_bytes,
-        others,
-        peak,
-        host_bytes,
-        prediction.first_seconds(traced),
-        prediction.call_seconds(traced),
-    )
-
-
-_EVERYTHING = Allowance(1 << 60, 1 << 60)

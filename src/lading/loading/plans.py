@@ -98,6 +98,23 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
+class Least:
+    """The smallest limits that work.
+
+    Attributes:
+        memory: bytes where the components compute.
+        host_memory: bytes of host memory beside a device.
+        component: that needs so much.
+        activation_bytes: of it, for the tensors of its calls.
+    """
+
+    memory: int
+    host_memory: int
+    component: str
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run needs; `print` it.
 
@@ -107,7 +124,7 @@ class Plan:
         device: that computes.
         memory_limit: bytes on it; None for none, and then all components are there at once.
         host_memory_limit: bytes of host memory beside a device.
-        minimum_memory: the smallest limit that works, in bytes.
+        least: the smallest limits that work.
         components: all networks, in the pipeline's order.
         phases: in the order in which they compute.
         pixels: what is made.
@@ -126,7 +143,7 @@ class Plan:
     device: str
     memory_limit: int | None
     host_memory_limit: int | None
-    minimum_memory: int
+    least: Least
     components: tuple[ComponentPlan, ...]
     phases: tuple[PhasePlan, ...]
     pixels: PixelShape
@@ -140,9 +157,22 @@ class Plan:
     training: TrainingPlan | None = None
 
     @property
+    def minimum_memory(self) -> int:
+        """The smallest limit that works, in bytes."""
+        return self.least.memory
+
+    @property
     def fits(self) -> bool:
-        """Whether the limit is enough. Where it is not, the phases are those of the smallest that is."""
-        return self.memory_limit is None or self.memory_limit >= self.minimum_memory
+        """Whether the limits are enough. Where they are not, the phases are those of the smallest that are."""
+        return self._has_memory and self._has_host_memory
+
+    @property
+    def _has_memory(self) -> bool:
+        return self.memory_limit is None or self.memory_limit >= self.least.memory
+
+    @property
+    def _has_host_memory(self) -> bool:
+        return self.host_memory_limit is None or self.host_memory_limit >= self.least.host_memory
 
     @property
     def peak_bytes(self) -> int:
@@ -168,12 +198,23 @@ class Plan:
         Raises:
             MemoryLimitError: it is not.
         """
-        if not self.fits:
-            assert self.memory_limit is not None
+        least = self.least
+        if not self._has_host_memory:
+            assert self.host_memory_limit is not None
             raise MemoryLimitError(
-                f"{self.model} cannot run in {format_size(self.memory_limit)}: give it at least "
-                f"{self.minimum_memory} bytes",
-                self.minimum_memory,
+                f"{self.model} cannot run with {format_size(self.host_memory_limit)} of host memory: its weights pass "
+                f"through {format_size(least.host_memory)} on their way to the device: give it at least "
+                f"{least.host_memory} bytes",
+                least.host_memory,
+            )
+        if not self._has_memory:
+            assert self.memory_limit is not None
+            weights = least.memory - least.activation_bytes
+            raise MemoryLimitError(
+                f"{self.model} cannot run in {format_size(self.memory_limit)}: its {least.component} needs "
+                f"{format_size(least.activation_bytes)} for activations and {format_size(weights)} for weights that "
+                f"pass through: give it at least {least.memory} bytes, or make something smaller",
+                least.memory,
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -11,13 +11,16 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from lading import events
 from lading.checkpoint.arena import Arena
 from lading.checkpoint.reading import Reading
 from lading.devices import Device, Event
 from lading.errors import CheckpointError
+from lading.events import Moment
 from lading.memory.files import WeightFiles
 from lading.memory.image import Image, Store
 from lading.memory.planner import BOUNCES
@@ -96,6 +99,9 @@ class DeviceHome:
         stopped, computed = threading.Event(), self._device.mark()
         return _Transfer(self._mover.submit(self._move, image, store, computed, stopped), stopped)
 
+    def moment(self) -> Moment:
+        return self._device.moment()
+
     def forget(self) -> None:
         for pinned in self._hosted.values():
             pinned.free()
@@ -145,8 +151,11 @@ class DeviceHome:
 
     def _copy(self, image: Image, pinned: _Pinned, store: DeviceStore, computed: Event) -> Event:
         self._device.hold_copies(computed)
-        source = pinned.arena.tensor(torch.uint8, 0, image.nbytes)
-        self._device.copy(source, store.memory[: image.nbytes])
+        if image.nbytes:  # there may be no parameters that must always be there
+            source = pinned.arena.tensor(torch.uint8, 0, image.nbytes)
+            clock = partial(self._device.moment, copies=True)
+            with events.span("copy", image.name, image.file, image.nbytes, clock):
+                self._device.copy(source, store.memory[: image.nbytes])
         return self._device.event()
 
 

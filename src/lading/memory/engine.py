@@ -18,7 +18,9 @@ from typing import cast
 
 import torch
 
+from lading import events
 from lading.errors import CheckpointError
+from lading.memory.holdings import Holdings
 from lading.memory.home import Arrival, Home
 from lading.memory.image import Image, Store
 from lading.memory.outline import Outline, Places
@@ -106,6 +108,7 @@ class Engine:
         self._seats: list[_Seat] = []
         self._slots: list[Store] = []
         self._holds: list[int | None] = []
+        self._held = Holdings(module)
         self._bind(self._fixed)
 
     def set_placement(
@@ -167,6 +170,11 @@ class Engine:
                 statistics.recent.append(CallStatistics.between(before, statistics, name, seconds))
 
     @property
+    def held_bytes(self) -> int:
+        """That weights take now where the module computes."""
+        return self._held.nbytes
+
+    @property
     def slowness(self) -> float | None:
         """How many times longer than predicted a call computes; None before the second call of a placement is done.
 
@@ -185,7 +193,7 @@ class Engine:
             for seat in (*self._seats, self._fixed):
                 self._empty(seat)
             for store in self._slots:
-                store.discard()
+                self._held.give_back(store)
             self._visit = -1
             self._home.rest()
             self.active = False
@@ -263,7 +271,7 @@ class Engine:
                 self._empty(seat)
                 self._outdate(seat)
         for store in self._slots:
-            store.discard()
+            self._held.give_back(store)
         self._slots = [self._home.store(placement.slot_bytes) for _ in placement.slots]
         self._holds = [None] * len(self._slots)
         self._seats = []
@@ -327,6 +335,8 @@ class Engine:
         if seat.unit >= 0:
             self.statistics.units[seat.unit].brought += 1
         seat.arrival, seat.filled = self._home.bring(seat.image, seat.store), True
+        slot_bytes = 0 if seat.slot is None or self.placement is None else self.placement.slot_bytes
+        self._held.take(seat.store, slot_bytes or seat.image.nbytes)
 
     def _empty(self, seat: _Seat) -> None:
         """Let a seat's weights go; a store of its own gives its memory back."""
@@ -335,7 +345,7 @@ class Engine:
             seat.arrival = None
         seat.filled = False
         if seat.slot is None:
-            seat.store.discard()
+            self._held.give_back(seat.store)
         elif self._holds[seat.slot] == seat.unit:
             self._holds[seat.slot] = None
 
@@ -344,11 +354,12 @@ class Engine:
             return
         start = time.perf_counter()
         try:
-            seat.arrival.wait()
+            with events.span("wait", seat.image.name, self.module, seat.image.nbytes, self._home.moment):
+                seat.arrival.wait()
         except BaseException as error:
             self._empty(seat)
             if isinstance(error, CheckpointError):
-                raise CheckpointError(f"{error} (it was read for {seat.image.names[0]})") from None
+                raise CheckpointError(f"{error} (it was read for {seat.image.name})") from None
             raise
         finally:
             waited = time.perf_counter() - start

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from lading.events import Moment
 from lading.memory.image import Image, Store
 
 
@@ -65,6 +66,9 @@ class Home(Protocol):
 
     def bring(self, image: Image, store: Store) -> Arrival:
         """Start to fill a store, after all that this thread asked for so far has computed from it."""
+
+    def moment(self) -> Moment:
+        """Return when the module has computed what this thread asked for so far; do not wait."""
 
     def forget(self) -> None:
         """Give back host memory beside this one until something is brought through it; nothing may be on its way."""

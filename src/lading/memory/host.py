@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 import torch
@@ -39,6 +40,9 @@ class HostHome:
     def bring(self, image: Image, store: Store) -> Reading:
         assert isinstance(store, Arena)
         return Reading(self._files.tasks(image, store))
+
+    def moment(self) -> float:
+        return time.perf_counter()
 
     def forget(self) -> None:
         """There is none."""

@@ -104,6 +104,16 @@ class Image:
         """Of the parameters."""
         return tuple(self._weights)
 
+    @property
+    def name(self) -> str:
+        """Of the first parameter; empty without any."""
+        return next(iter(self._weights), "")
+
+    @property
+    def file(self) -> Path | None:
+        """That holds the first parameter."""
+        return next((weight.origin.runs[0].file for weight in self._weights.values()), None)
+
     def tensors(self, store: Store) -> dict[str, torch.Tensor]:
         """Return the parameters as views of memory that holds the image."""
         found = {}

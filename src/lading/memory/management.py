@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_iter
 
+from lading import events
 from lading.checkpoint.header import FileInventory
 from lading.errors import LadingError, MemoryLimitError
 from lading.memory.accelerator import DeviceHome
@@ -116,6 +118,16 @@ class Manager:
     def lasting_bytes(self) -> int:
         """What the module takes also while another one computes: buffers and adapters."""
         return self._added_bytes + self._buffer_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """That weights take now where the module computes."""
+        return 0 if self._engine is None else self._engine.held_bytes
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """That the weights are read from."""
+        return frozenset(run.file for weight in self._files.weights.values() for run in weight.origin.runs)
 
     @property
     def host_bytes(self) -> int:
@@ -225,7 +237,8 @@ class Manager:
         if self._assumed and self._engine is not None:
             self._forget_traces()  # they were examples, and this is a call
         try:
-            found = self._translated(trace(self.module, args, kwargs, entry, self._home.device, backward))
+            with events.span("trace", entry, self.module):
+                found = self._translated(trace(self.module, args, kwargs, entry, self._home.device, backward))
         except LadingError as error:
             _log.warning("%s: the plan does not count activations", error)
             self._known.setdefault(entry, []).append(signature)

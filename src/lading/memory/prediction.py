@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from lading.catalog.origin import Origin
+from lading.checkpoint.header import TensorInfo
 from lading.devices import workspace_bytes
 from lading.memory.files import casting_bytes
 from lading.memory.image import Weight
@@ -15,6 +18,10 @@ from lading.memory.plan import ModulePlan
 from lading.memory.planner import Placement, next_in_slot, place, simulate, simulate_first
 from lading.memory.rates import Rates
 from lading.memory.trace import Trace
+from lading.sizes import tensor_nbytes
+
+_FILE = Path("model.safetensors")
+"""Where weights would be."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Prospect:
             device: that computes; it need not be there.
         """
         self.module = module
+        self._device = device
         self.weights = dict(weights)
         self.buffer_bytes = sum(buffer.nbytes for buffer in module.buffers() if not buffer.is_meta)
         self._places = {name: places for name, places in parameter_places(module).items() if name in weights}
@@ -90,6 +98,14 @@ class Prospect:
         self._surroundings = Surroundings(
             copies, 0 if copies else casting_bytes(self._unit_bytes), workspace_bytes(device)
         )
+
+    def stored_in(self, dtype: str) -> Prospect:
+        """Return the same network with its weights in a file of another dtype; they compute in their own."""
+        weights, end = {}, 0
+        for name, weight in self.weights.items():
+            start, end = end, end + tensor_nbytes(dtype, weight.shape)
+            weights[name] = Weight(Origin.of(TensorInfo(dtype, weight.shape, _FILE, start, end)), weight.dtype)
+        return Prospect(self.module, weights, self._device)
 
     def minimum_bytes(self, traces: Mapping[str, Trace], lasting_bytes: int) -> int:
         """Return the smallest limit with which it can compute."""

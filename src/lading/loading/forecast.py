@@ -1,0 +1,167 @@
+"""What a traced pipeline needs within limits, phase by phase. No memory, no file, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from lading.latents import LatentFormat, PixelShape
+from lading.loading.blueprint import Blueprint
+from lading.loading.phases import PhaseCall
+from lading.loading.plans import ComponentPlan, Least, PhasePlan, Plan
+from lading.loading.runs import Run
+from lading.memory.prediction import Allowance, Prospect
+from lading.memory.rates import Rates
+from lading.memory.trace import Trace
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pipeline's networks and their calls, traced: all that a plan is made of for any limit.
+
+    Attributes:
+        traces: by component and entry.
+        calls: in the order in which they happen; those that could not be traced are left out.
+        untraced: components whose calls nobody knows.
+    """
+
+    blueprint: Blueprint
+    latents: LatentFormat
+    run: Run
+    prospects: Mapping[str, Prospect]
+    calls: tuple[PhaseCall, ...]
+    traces: Mapping[tuple[str, str], Trace]
+    untraced: tuple[str, ...]
+
+    @property
+    def lasting_bytes(self) -> int:
+        """What all networks keep, whoever computes."""
+        return sum(prospect.buffer_bytes for prospect in self.prospects.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of all weights and buffers."""
+        weights = sum(weight.nbytes for prospect in self.prospects.values() for weight in prospect.weights.values())
+        return weights + self.lasting_bytes
+
+    def known(self, call: PhaseCall) -> dict[str, Trace]:
+        """The traces that a component's manager has when a phase begins, that phase's first."""
+        before = self.calls[: self.calls.index(call) + 1]
+        entries = [other.entry for other in reversed(before) if other.component == call.component]
+        return {entry: self.traces[call.component, entry] for entry in entries}
+
+    def least(self) -> Least:
+        """Return the smallest limits with which every phase can compute."""
+        lasting = self.lasting_bytes
+        traces: dict[str, dict[str, Trace]] = {name: {} for name in self.prospects}
+        activation = dict.fromkeys(self.prospects, 0)
+        for call in self.calls:
+            traces[call.component] = self.known(call)
+            activation[call.component] = max(one.activation_bytes for one in traces[call.component].values())
+        needs = {name: one.minimum_bytes(traces[name], lasting) for name, one in self.prospects.items()}
+        most = max(needs, key=lambda name: needs[name])
+        host_memory = max(one.minimum_host_bytes(traces[name]) for name, one in self.prospects.items())
+        return Least(needs[most], host_memory, most, activation[most])
+
+
+def forecast(
+    prepared: Prepared, limits: Allowance | None, device: torch.device, rates: Rates, rates_source: str
+) -> Plan:
+    """Make the plan of a prepared pipeline for limits; None for none."""
+    least, run = prepared.least(), prepared.run
+    allowance = None
+    if limits is not None:
+        allowance = Allowance(
+            max(limits.memory, least.memory), max(limits.host_memory, least.host_memory), prepared.lasting_bytes
+        )
+    phases = tuple(_phase(prepared, call, allowance, rates) for call in prepared.calls)
+    frames = None if prepared.latents.frames is None else run.num_frames
+    return Plan(
+        prepared.blueprint.name,
+        prepared.blueprint.pipeline_class or "",
+        str(device),
+        None if limits is None else limits.memory,
+        None if limits is None or device.type == "cpu" else limits.host_memory,
+        least,
+        tuple(_component(name, prepared) for name in prepared.prospects),
+        phases,
+        PixelShape(run.batch_size, run.height, run.width, frames),
+        run.latent,
+        run.steps,
+        run.prompt_tokens,
+        rates,
+        rates_source,
+        untraced=prepared.untraced,
+    )
+
+
+def _component(name: str, prepared: Prepared) -> ComponentPlan:
+    weights = prepared.prospects[name].weights
+    shares: dict[str, int] = {}
+    for weight in weights.values():
+        dtype = str(weight.dtype).removeprefix("torch.")
+        shares[dtype] = shares.get(dtype, 0) + weight.nbytes
+    return ComponentPlan(
+        name,
+        prepared.blueprint.networks[name].model_class,
+        sum(torch.Size(weight.shape).numel() for weight in weights.values()),
+        sum(shares.values()),
+        max(shares, key=lambda dtype: shares[dtype], default="-"),
+    )
+
+
+def _phase(prepared: Prepared, call: PhaseCall, allowance: Allowance | None, rates: Rates) -> PhasePlan:
+    prospect, traces = prepared.prospects[call.component], prepared.known(call)
+    traced = traces[call.entry]
+    flops = sum(one.flops for one in traced.calls)
+    if allowance is None:
+        resident, prediction = prepared.resident_bytes, prospect.predict(traces, _EVERYTHING, rates)
+        assert prediction is not None  # there is no limit
+        slots = streamed = host_bytes = 0
+        others = prediction.plan.other_bytes - prediction.outline.fixed.nbytes
+        peak = resident + traced.activation_bytes + others
+    else:
+        prediction = prospect.predict(traces, allowance, rates)
+        assert prediction is not None  # forecast gives no less than the least
+        placement = prediction.plan.placement
+        slots = len(placement.slots) * placement.slot_bytes
+        resident, streamed = placement.nbytes - slots, prediction.streamed_bytes(traced)
+        others, peak, host_bytes = prediction.plan.other_bytes, prediction.plan.peak_bytes, placement.host_nbytes
+    return PhasePlan(
+        call.component,
+        call.role,
+        call.entry,
+        call.count,
+        flops,
+        resident,
+        slots,
+        streamed,
+        prediction.plan.activation_bytes,
+        others,
+        peak,
+        host_bytes,
+        prediction.first_seconds(traced),
+        prediction.call_seconds(traced),
+    )
+
+
+_EVERYTHING = Allowance(1 << 60, 1 << 60)
+
+
+def denoising_seconds(prepared: Prepared, allowance: Allowance, rates: Rates) -> float:
+    """Predict a step of denoising after the first.
+
+    Raises:
+        ValueError: the allowance is too small.
+    """
+    seconds = 0.0
+    for call in prepared.calls:
+        if call.role == "denoise":
+            traces = prepared.known(call)
+            prediction = prepared.prospects[call.component].predict(traces, allowance, rates)
+            if prediction is None:
+                raise ValueError("the allowance is too small")
+            seconds += call.count * prediction.call_seconds(traces[call.entry])
+    return seconds / prepared.run.steps
