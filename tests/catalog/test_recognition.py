@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from lading.catalog.shapes import Shapes
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.inventory import hash_layout
 from lading.sizes import tensor_nbytes
-from tests.catalog.test_layouts import LAYOUTS
+from tests.catalog.test_layouts import LAYOUTS, SDXL
 from tests.conftest import header_bytes, write_sparse
 
 SHARDED = {
@@ -113,6 +115,37 @@ def test_half_the_layers_are_the_same_network_of_half_the_depth(label: str, laye
     assert {name: value for name, value in half.config.items() if name != key and value is not None} == {
         name: value for name, value in whole.config.items() if name != key and value is not None
     }
+
+
+def layers_of(tensors: Iterable[str]) -> tuple[str, int]:
+    """The list of layers that are all alike and hold most of a network's tensors, and its length; 0 for none."""
+    lists: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name in tensors:
+        for match in re.finditer(r"(?<=\.)[0-9]+(?=\.)", name):
+            lists[name[: match.start() - 1]][int(match[0])].add(name[match.end() :])
+    alike = {
+        path: layers
+        for path, layers in lists.items()
+        if len(layers) > 3 and len(set(map(frozenset, layers.values()))) == 1
+    }
+    if not alike:
+        return "", 0
+    path = max(alike, key=lambda path: sum(map(len, alike[path].values())))
+    return path, len(alike[path])
+
+
+def test_any_published_network_of_half_its_layers_keeps_its_name() -> None:
+    halves = 0
+    for label, layout in LAYOUTS.items():
+        path, depth = layers_of(layout["tensors"])
+        if label == SDXL or not depth:
+            continue
+        halves += 1
+        best = identify_tensors(halved(layout["tensors"], path, depth)).best
+        assert best is not None, label
+        assert best.model_class == layout["model_class"].partition("(")[0].partition("+")[0], label
+        assert best.match == "structure"
+    assert halves > 40
 
 
 def test_layers_missing_in_the_middle_are_named() -> None:
@@ -262,7 +295,7 @@ def test_a_single_file_of_stable_diffusion_1_is_told_apart_and_what_is_left_is_n
 
 def test_a_wrapping_prefix_is_taken_off_and_told() -> None:
     tensors = LAYOUTS["Z-Image-Turbo transformer"]["tensors"]
-    for prefix in ("model.diffusion_model.", "module.", "state_dict.module.", "net."):
+    for prefix in ("model.diffusion_model.", "module.", "state_dict.module.", "net.", "pipe.dit.", "generator."):
         best = identify_tensors({prefix + name: tuple(shape) for name, shape in tensors.items()}).best
         assert best is not None
         assert best.model_class == "diffusers.ZImageTransformer2DModel"

@@ -143,3 +143,14 @@ def unwrap(part: Part) -> Iterator[Part]:
             return
         part = Part(part.prefix + wrapper, part.shapes.under(wrapper))
         yield part
+
+
+def without_shared_prefix(part: Part) -> Iterator[Part]:
+    """Yield a part without the first words that all of its names share, one after the other, whatever they are."""
+    for _ in range(_MOST_WRAPPERS):
+        words = {name.partition(".")[0] for name in part.shapes}
+        if len(words) != 1 or any("." not in name for name in part.shapes):
+            return
+        prefix = f"{words.pop()}."
+        part = Part(part.prefix + prefix, part.shapes.under(prefix))
+        yield part

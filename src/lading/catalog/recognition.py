@@ -13,7 +13,7 @@ from lading.catalog.change import Shape
 from lading.catalog.explanation import pattern_list
 from lading.catalog.hashes import KnownModel, known_models
 from lading.catalog.identification import Candidate, Identification
-from lading.catalog.normalise import Part, divide, sort_content, unwrap
+from lading.catalog.normalise import Part, divide, sort_content, unwrap, without_shared_prefix
 from lading.catalog.shapes import Shapes, UnknownSizeError
 from lading.catalog.structure import Fit, Signature, patterns_of, shipped_signatures
 from lading.checkpoint.inventory import Checkpoint, hash_layout, open_checkpoint
@@ -175,25 +175,40 @@ def _look_at(part: Part, model_class: str | None) -> _Finding:
     for view in unwrap(part):
         patterns = patterns_of(view.shapes)
         these = [signature.fit(patterns) for signature in _signatures(model_class)]
-        candidates: list[Candidate] = []
-        problems: list[str] = []
-        most = 0
-        for fit in sorted(these, key=lambda fit: fit.common, reverse=True):
-            if fit.common < most:
-                break  # a network that leaves more tensors beside it than another is not meant
-            if fit.is_full:
-                found, remarks, reason = _resolve(fit.signature, view)
-                most = fit.common if found else most
-                candidates += found
-                problems += [remark for remark in remarks if remark not in problems]
-                reasons += [reason] if reason else []
-        if candidates:
-            return _Finding(part, tuple(candidates), (*problems, *_holes(view)), (), True)
+        finding, why_not = _complete_finding(part, view, these)
+        if finding is not None:
+            return finding
+        reasons += why_not
         fits += these
         if len(patterns) >= _PARTIAL_PATTERNS:
             partial += [(fit, view) for fit in these if fit.score >= _PARTIAL_SCORE and not fit.extra]
+    for view in without_shared_prefix(part):
+        patterns = patterns_of(view.shapes)
+        finding, _ = _complete_finding(part, view, [one.fit(patterns) for one in _signatures(model_class)])
+        if finding is not None:
+            return finding
     fits = sorted(fits, key=lambda fit: fit.score, reverse=True)[:_NEAREST]
     return _partial_finding(part, partial, fits, reasons)
+
+
+def _complete_finding(part: Part, view: Part, fits: list[Fit]) -> tuple[_Finding | None, list[str]]:
+    """What a part is as a whole network, and why it is not what its names say."""
+    candidates: list[Candidate] = []
+    problems: list[str] = []
+    reasons: list[str] = []
+    most = 0
+    for fit in sorted(fits, key=lambda fit: fit.common, reverse=True):
+        if fit.common < most:
+            break  # a network that leaves more tensors beside it than another is not meant
+        if fit.is_full:
+            found, remarks, reason = _resolve(fit.signature, view)
+            most = fit.common if found else most
+            candidates += found
+            problems += [remark for remark in remarks if remark not in problems]
+            reasons += [reason] if reason else []
+    if not candidates:
+        return None, reasons
+    return _Finding(part, tuple(candidates), (*problems, *_holes(view)), (), True), reasons
 
 
 def _partial_finding(part: Part, partial: list[tuple[Fit, Part]], fits: list[Fit], reasons: list[str]) -> _Finding:
