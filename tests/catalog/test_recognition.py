@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 import lading
-from lading import CheckpointError, identify
+from lading import CheckpointError, IdentificationError, identify
 from lading.catalog import find_architecture, registry
 from lading.catalog.architecture import Architecture, Config, Extent, Inputs, InputSpec
 from lading.catalog.construction import build_on_meta, network_shapes, verify, verify_candidates
@@ -451,6 +454,74 @@ def test_a_known_checkpoint_without_a_class_is_named(monkeypatch: pytest.MonkeyP
         "AttriCtrl" in problem and "known, no network class in diffusers or transformers" in problem
         for problem in found.problems
     )
+
+
+@pytest.mark.parametrize("label", [SDXL, "LTX-2 transformer repackage (inverted)"])
+def test_a_file_of_thousands_of_tensors_is_told_in_a_moment_and_without_torch(tmp_path: Path, label: str) -> None:
+    tensors = LAYOUTS[label]["tensors"]
+    assert len(tensors) > 2500
+    file = write_sparse(tmp_path / "model.safetensors", tensors)
+    program = (
+        "import sys, time, lading; found = lading.identify(sys.argv[1]);"
+        "print(found.best is not None, 'torch' in sys.modules, 'numpy' in sys.modules, time.process_time())"
+    )
+    seconds = []
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True, check=True)
+        *facts, taken = run.stdout.split()
+        assert facts == ["True", "False", "False"]
+        seconds.append(float(taken))
+    assert min(seconds) < 0.9, "a third of that on a machine that has nothing else to do"
+
+
+def write_bytes(file: Path, content: bytes) -> Path:
+    file.write_bytes(content)
+    return file
+
+
+def write_half(file: Path) -> Path:
+    save_file({"weight": torch.zeros(1000)}, file)
+    return write_bytes(file, file.read_bytes()[:2000])
+
+
+def write_tensors(file: Path, *names: str) -> Path:
+    save_file({name: torch.zeros(2, 2) for name in names}, file)
+    return file
+
+
+CAUSES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a LoRA": (lambda file: write_tensors(file, "lora_unet_a.lora_up.weight", "lora_unet_a.lora_down.weight"), "LoRA"),
+    "half a download": (write_half, "truncated"),
+    "a git-lfs pointer": (
+        lambda file: write_bytes(file, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"),
+        "git lfs pull",
+    ),
+    "a web page": (lambda file: write_bytes(file, b"<!DOCTYPE html><html><body>Sign in</body></html>"), "web page"),
+    "nothing": (lambda file: write_tensors(file), "empty checkpoint"),
+    "quantised": (
+        lambda file: write_tensors(file, "a.weight", "a.weight.absmax", "a.weight.quant_state.bitsandbytes__new"),
+        "quantised: 2 tensors are what bitsandbytes 4-bit adds",
+    ),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_the_likely_cause_is_said(tmp_path: Path, cause: str) -> None:
+    write, words = CAUSES[cause]
+    file = write(tmp_path / "model.safetensors")
+    try:
+        said = identify(file).explain()
+    except CheckpointError as error:
+        said = str(error)
+    assert re.search(words, said), said
+
+
+def test_a_component_that_was_not_asked_for_is_named(tmp_path: Path) -> None:
+    file = write_sparse(tmp_path / "model.safetensors", LAYOUTS["FLUX.1-dev transformer"]["tensors"])
+    with pytest.raises(
+        IdentificationError, match=r"holds no diffusers\.AutoencoderKL, but diffusers\.FluxTransformer2DModel"
+    ):
+        lading.load_model(AutoencoderKL, file)
 
 
 def words(count: int) -> Iterator[str]:

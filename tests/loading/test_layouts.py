@@ -20,11 +20,15 @@ HUNYUAN = {"num_layers": 2, "num_single_layers": 2, "text_embed_dim": 8, "pooled
     "rope_axes_dim": (4, 6, 6),
 }
 COGVIDEOX = find_architecture("cogvideox", "diffusers.CogVideoXTransformer3DModel").published["zai-org/CogVideoX-2b"]
+SOUND = find_architecture("ltx", "diffusers.AutoencoderKLLTX2Audio").published["Lightricks/LTX-2"]
 LAYOUTS = {
     label: Case(family, name, "original (stacked)" if "stacked" in label else "original", config, prefix)
     for label, (family, name, prefix, config, _) in CASES.items()
     if label != "FLUX.1"
 } | {
+    "LTX-2 sound": Case(
+        "ltx", "diffusers.AutoencoderKLLTX2Audio", "original", {**SOUND, "base_channels": 8}, "audio_vae."
+    ),
     "HunyuanVideo": Case("hunyuan_video", "diffusers.HunyuanVideoTransformer3DModel", "original", HUNYUAN),
     "CogVideoX": Case(
         "cogvideox",

@@ -158,7 +158,9 @@ def _findings_in_parts(whole: Shapes, containers: tuple[str, ...], model_class: 
     if any(finding.complete for finding in findings) or not any(part.prefix for part in parts):
         return findings
     first = _look_at(Part("", whole), model_class)
-    return [first] if first.candidates or not any(finding.candidates for finding in findings) else findings
+    if first.candidates:
+        return [first]
+    return findings if any(finding.candidates for finding in findings) else [*findings, first]
 
 
 def _signatures(model_class: str | None) -> Iterator[Signature]:
