@@ -23,11 +23,13 @@ EXAMPLES = [
 def test_an_example_of_the_documentation_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lading.loading.loaders._LOADERS", dict(_loaders()))
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    for held in ("_registered", "_classes"):
+        monkeypatch.setattr(registry, held, dict(getattr(registry, held)))
     try:
         exec(compile(example, "example", "exec"), {"__name__": "example"})
     finally:
         registry.registered_signatures.cache_clear()
+        registry.registered_lora_bases.cache_clear()
 
 
 def _loaders() -> dict[str, Any]:

@@ -45,13 +45,14 @@ ROWS: list[tuple[Change, list[tuple[int, ...]]]] = [
     (Flatten(4, 1), [(1, 6, 1, 1)]),
     (Spread(4, 1), [(6,)]),
     (Chain((DropAxes(2), Split((1, 1, 1)))), [(6, 4, 1, 1)]),
+    (Chain((Split((1, 1, 1)), Fuse((1, 1, 1)))), [(6, 4)]),
 ]
 ELEMENTS: list[tuple[Change, list[tuple[int, ...]]]] = [
     (Permute((1, 0)), [(4, 6)]),
     (Split((1, 2), 1), [(4, 6)]),
     (Fuse((1, 1), 1), [(4, 3), (4, 3)]),
     (SwapHalves(1), [(4, 6)]),
-    (Chain((Split((1, 1, 1)), Fuse((1, 1, 1)))), [(6, 4)]),
+    (Chain((Permute((1, 0)), Split((1, 1)))), [(4, 6)]),
 ]
 
 

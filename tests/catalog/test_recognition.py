@@ -18,12 +18,10 @@ from safetensors.torch import save_file
 
 import lading
 from lading import CheckpointError, IdentificationError, identify
-from lading.catalog import find_architecture, registry
-from lading.catalog.architecture import Architecture, Config, Extent, Inputs, InputSpec
+from lading.catalog import find_architecture
 from lading.catalog.construction import build_on_meta, network_shapes, verify, verify_candidates
 from lading.catalog.hashes import known_models
 from lading.catalog.recognition import identify_tensors
-from lading.catalog.shapes import Shapes
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.inventory import hash_layout
 from lading.sizes import tensor_nbytes
@@ -390,8 +388,8 @@ def test_names_that_could_imitate_others_when_joined_by_commas_are_not_looked_up
     ("names", "dialect"),
     [
         (("lora_unet_down_blocks_0.lora_down.weight", "lora_unet_down_blocks_0.lora_up.weight"), "kohya"),
-        (("transformer.blocks.0.to_q.lora_A.weight", "transformer.blocks.0.to_q.lora_B.weight"), "PEFT or diffusers"),
-        (("blocks.0.q.lora_A.default.weight", "blocks.0.q.lora_B.default.weight"), "DiffSynth"),
+        (("transformer.blocks.0.to_q.lora_A.weight", "transformer.blocks.0.to_q.lora_B.weight"), "diffusers"),
+        (("blocks.0.q.lora_A.default.weight", "blocks.0.q.lora_B.default.weight"), "diffsynth"),
     ],
 )
 def test_a_lora_is_called_one(names: tuple[str, ...], dialect: str) -> None:
@@ -557,88 +555,6 @@ def test_sizes_and_numbers_that_no_network_has_are_an_answer_and_not_a_crash(lab
     assert not identify_tensors({name: (0,) * len(shape) for name, shape in tensors.items()}).candidates
     high = {name.replace(".1.", f".{'9' * 5000}."): shape for name, shape in tensors.items()}
     assert identify_tensors(high).problems
-
-
-class TwoLayers(torch.nn.Module):
-    """A network of a user's own."""
-
-    def __init__(self, width: int = 4, depth: int = 2) -> None:
-        super().__init__()
-        self.enter = torch.nn.Linear(3, width)
-        self.stack = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(depth))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.enter(x)
-        for layer in self.stack:
-            x = layer(x)
-        return x
-
-
-def infer_two_layers(shapes: Shapes) -> dict[str, Any]:
-    return {"width": shapes.size("enter.weight"), "depth": shapes.count("stack")}
-
-
-def two_layers_inputs(_config: Config, extent: Extent) -> Inputs:
-    return {"x": InputSpec((extent.batch, 3))}
-
-
-@pytest.fixture
-def _only_shipped() -> Iterator[None]:
-    yield
-    registry._registered.clear()
-    registry.registered_signatures.cache_clear()
-    registry._load_entry_points_once.cache_clear()
-
-
-PLUG_IN = """
-import torch
-from lading.catalog import Architecture, Family
-
-class Plugged(torch.nn.Module):
-    def __init__(self, width=2):
-        super().__init__()
-        self.plug = torch.nn.Linear(width, 7)
-
-def family():
-    told = lambda shapes: {"width": shapes.size("plug.weight", 1)}
-    return Family("plugged", (Architecture("adapter", "lading_plug_in.Plugged", told, None, {"it": {"width": 2}}),))
-"""
-
-
-@pytest.mark.usefixtures("_only_shipped")
-def test_an_installed_package_offers_its_networks_through_an_entry_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tensors = {"plug.weight": (7, 30), "plug.bias": (7,)}
-    assert identify_tensors(tensors).best is None
-    (tmp_path / "lading_plug_in.py").write_text(PLUG_IN)
-    (tmp_path / "lading_plug_in-1.dist-info").mkdir()
-    (tmp_path / "lading_plug_in-1.dist-info" / "METADATA").write_text("Name: lading_plug_in\nVersion: 1\n")
-    entries = "[lading.architectures]\nplugged = lading_plug_in:family\n"
-    (tmp_path / "lading_plug_in-1.dist-info" / "entry_points.txt").write_text(entries)
-    monkeypatch.syspath_prepend(tmp_path)
-    registry._load_entry_points_once.cache_clear()
-    best = identify_tensors(tensors).best
-    assert best is not None
-    assert (best.family, best.component, best.config) == ("plugged", "adapter", {"width": 30})
-
-
-@pytest.mark.usefixtures("_only_shipped")
-def test_a_registered_network_is_recognised_and_verified_like_the_others(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    save_file(TwoLayers(8, 5).state_dict(), file)
-    assert identify(file).best is None
-    name = f"{__name__}.TwoLayers"
-    architecture = Architecture(
-        "denoiser", name, infer_two_layers, two_layers_inputs, {"mine": {"width": 4, "depth": 2}}
-    )
-    lading.register_architecture(architecture, family="mine")
-    found = identify(file)
-    assert found.best is not None
-    assert (found.best.family, found.best.component, found.best.model_class) == ("mine", "denoiser", name)
-    assert found.best.config == {"width": 8, "depth": 5}
-    (faults,) = verify_candidates(open_checkpoint(file), found).values()
-    assert faults == []
 
 
 def test_verification_lists_every_name_and_shape_that_differs() -> None:

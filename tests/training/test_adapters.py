@@ -17,6 +17,7 @@ from lading import ComponentError, LadingError
 from lading.training import default_targets, training_table
 from lading.training.adapters import lora_state
 from lading.training.kohya import to_kohya
+from tests.lora_files import added
 from tests.training.tiny import WIDTH
 
 Model = Callable[[str], Path]
@@ -72,6 +73,9 @@ def test_kohyas_layout_draws_the_same_bit_for_bit_where_layers_are_the_same(tmp_
     stock: Any = lading.load_pipeline("shapes")
     stock.load_lora_weights(tmp_path, weight_name="kohya.safetensors")
     assert torch.equal(picture(stock), expected)
+    ours: Any = lading.load_pipeline("shapes")
+    assert lading.load_lora(ours, tmp_path / "kohya.safetensors").dialect == "kohya"
+    assert torch.equal(picture(ours), expected)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +89,16 @@ def test_kohyas_layout_goes_by_the_original_names(name: str, layer: str, tiny_mo
     assert f"lora_unet_{layer}.alpha" in lading.load_state_dict(tmp_path / "kohya.safetensors")
     stock: Any = lading.load_pipeline(tiny_model(name))
     stock.load_lora_weights(tmp_path, weight_name="kohya.safetensors")
-    torch.testing.assert_close(picture(stock), picture(trained), rtol=1e-3, atol=1e-4)
+    expected = picture(stock)
+    torch.testing.assert_close(expected, picture(trained), rtol=1e-3, atol=1e-4)
+    ours: Any = lading.load_pipeline(tiny_model(name))
+    lading.load_lora(ours, tmp_path / "kohya.safetensors")
+    assert torch.equal(picture(ours), expected)
 
 
-def test_layers_that_are_one_in_the_original_get_one_adapter_that_changes_them_alike(tiny_model: Model) -> None:
+def test_layers_that_are_one_in_the_original_get_one_adapter_that_changes_them_alike(
+    tiny_model: Model, tmp_path: Path
+) -> None:
     """FLUX.1 keeps queries, keys and values in one layer, in single blocks with a feed-forward that is not adapted."""
     transformer: Any = lading.load_component(tiny_model("FLUX.1"), "transformer")
     parameters = adapted(transformer, rank=2, alpha=3)
@@ -109,6 +119,11 @@ def test_layers_that_are_one_in_the_original_get_one_adapter_that_changes_them_a
     untouched = torch.zeros(transformer.single_transformer_blocks[0].proj_mlp.out_features, 32)
     expected = torch.cat([*(change(layer) for layer in single), untouched])
     torch.testing.assert_close(written_change("single_blocks_0_linear1"), expected)
+    lading.save_lora(transformer, tmp_path / "kohya.safetensors", layout="kohya")
+    plain = lading.load_component(tiny_model("FLUX.1"), "transformer")
+    loaded = lading.load_lora(plain, tmp_path / "kohya.safetensors")
+    assert added(plain, loaded.name).keys() > added(transformer, "default").keys()
+    torch.testing.assert_close(added(plain, loaded.name)[attention[0]], change(attention[0]))
 
 
 def test_networks_that_kohyas_programs_do_not_know_are_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lading.catalog.hashes import KnownModel, known_models
     from lading.catalog.identification import Candidate, Identification
     from lading.catalog.keymap import KeyMap, Rule
+    from lading.catalog.lora import Lora, LoraMatch, LoraPart
     from lading.catalog.recognition import identify, identify_checkpoint
     from lading.catalog.registry import (
         component_config,
@@ -49,6 +50,7 @@ _HOMES = {
     "lading.catalog.identification": ("Candidate", "Identification"),
     "lading.catalog.recognition": ("identify", "identify_checkpoint"),
     "lading.catalog.keymap": ("KeyMap", "Rule"),
+    "lading.catalog.lora": ("Lora", "LoraMatch", "LoraPart"),
     "lading.catalog.registry": (
         "component_config",
         "family_names",
@@ -72,6 +74,9 @@ __all__ = [
     "KeyMap",
     "KnownModel",
     "LatentNumbers",
+    "Lora",
+    "LoraMatch",
+    "LoraPart",
     "ObjectSpec",
     "Repository",
     "Rule",

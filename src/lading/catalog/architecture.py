@@ -99,7 +99,8 @@ class Architecture:
             trace.
         lent: attributes that another network of the pipeline lends it; until it has them, nobody can call it.
         fits: whether tensors suffice for a published config, where what shapes leave open asks for tensors of its own.
-        lora_targets: the modules that a LoRA changes by default.
+        lora_targets: the modules that a LoRA changes by default; none for networks that no LoRA is made for.
+        lora_layouts: name -> key map, for LoRA files whose modules have names that no checkpoint has.
         kohya_layout: the layout, for a config, by whose names kohya's programs know the layers that they adapt; None
             where they do not know the network.
         latent: where the network is a denoiser, the numbers of its latent.
@@ -120,6 +121,7 @@ class Architecture:
     lent: tuple[str, ...] = ()
     fits: Callable[[Config, Shapes], bool] = _always
     lora_targets: tuple[str, ...] = ()
+    lora_layouts: Mapping[str, KeyMap] = field(default_factory=dict)
     kohya_layout: Callable[[Config], str] | None = None
     latent: LatentNumbers | None = None
 
@@ -127,7 +129,7 @@ class Architecture:
         """Return the map of a layout for these tensors, the file's or the network's; None for the own layout."""
         if layout == self.own_layout:
             return None
-        found = self.layouts[layout]
+        found = self.lora_layouts.get(layout) or self.layouts[layout]
         return found if isinstance(found, KeyMap) else found(Shapes(shapes))
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Networks of the catalog on the meta device: the judges of what recognition says, and the source of signatures.
+"""Networks of the catalog on the meta device: the judges of what recognition says, and the source of its tables.
 
 This is the one module of the catalog that imports torch.
 """
@@ -20,8 +20,9 @@ from lading.catalog import families
 from lading.catalog.architecture import Architecture, Config, Family, Inputs, InputSpec, ObjectSpec
 from lading.catalog.change import Shape
 from lading.catalog.identification import Candidate, Identification
+from lading.catalog.lora_bases import LORA_BASES, LoraBase, modules_by_pattern, shipped_lora_bases
 from lading.catalog.normalise import sort_content
-from lading.catalog.registry import find_architecture, shipped_family
+from lading.catalog.registry import find_architecture, registered_class, shipped_family
 from lading.catalog.shapes import Shapes, pattern_of
 from lading.catalog.structure import SIGNATURES, Signature, name_pattern, shipped_signatures
 from lading.checkpoint.inventory import Checkpoint
@@ -43,12 +44,13 @@ class NetworkShapes:
 
 
 def model_class(name: str) -> type[torch.nn.Module]:
-    """Return a class by library and name, such as "diffusers.FluxTransformer2DModel".
+    """Return a class by library and name, such as "diffusers.FluxTransformer2DModel"; or one that was registered.
 
     Raises:
         IdentificationError: the library is not installed or has no such class.
     """
-    return found_in_library(name)  # type: ignore[no-any-return] # a module's attribute
+    registered = registered_class(name)
+    return found_in_library(name) if registered is None else registered
 
 
 def found_in_library(name: str) -> Any:
@@ -202,15 +204,54 @@ def verify_candidates(checkpoint: Checkpoint, identification: Identification) ->
     return result
 
 
-def write_signatures(names: Iterable[str] = ()) -> None:
-    """Make `signatures.json` anew from these families, or from all; run it after a family has changed."""
+def lora_bases_of(family: Family) -> list[LoraBase]:
+    """Make the bases of LoRAs that a family's published configs are, in every layout that a LoRA may have."""
+    adapted = [architecture for architecture in family.architectures if architecture.lora_targets]
+    return [base for architecture in adapted for base in _lora_bases(family.name, architecture)]
+
+
+def _lora_bases(family: str, architecture: Architecture) -> list[LoraBase]:
+    groups: dict[tuple[str, tuple[tuple[str, Shape], ...]], list[str]] = {}
+    configs = [*architecture.published.items()] or [("", config) for config in architecture.examples]
+    for name, config in configs:
+        shapes = network_shapes(build_on_meta(architecture.model_class, config)).shapes
+        for layout in (architecture.own_layout, *architecture.layouts, *architecture.lora_layouts):
+            key_map = architecture.key_map(layout, shapes)
+            in_file = shapes if key_map is None else key_map.inverse.shapes(shapes)
+            weights = (
+                (tensor.removesuffix(".weight"), shape)
+                for tensor, shape in in_file.items()
+                if tensor.endswith(".weight") and len(shape) >= 2
+            )
+            groups.setdefault((layout, tuple(weights)), []).extend([name] if name else [])
+    return [
+        LoraBase(
+            family,
+            architecture.component,
+            architecture.model_class,
+            layout,
+            tuple(names),
+            modules_by_pattern(weights),
+        )
+        for (layout, weights), names in groups.items()
+        if weights
+    ]
+
+
+def write_shipped(names: Iterable[str] = ()) -> None:
+    """Make `signatures.json` and `lora_bases.json` anew from these families, or from all; run it after one changed."""
     shipped = sorted(one.name for one in pkgutil.iter_modules(families.__path__) if not one.name.startswith("_"))
     wanted = set(names) or set(shipped)
-    kept = [one for one in shipped_signatures() if one.family in shipped and one.family not in wanted]
-    made = [signature for name in sorted(wanted) for signature in signatures_of(shipped_family(name))]
-    ordered = sorted([*kept, *made], key=lambda one: shipped.index(one.family))
-    SIGNATURES.write_text(json.dumps([signature.to_json() for signature in ordered], indent=0) + "\n")
+    made = [shipped_family(name) for name in sorted(wanted)]
+    signatures = [one for one in shipped_signatures() if one.family in shipped and one.family not in wanted]
+    signatures += [signature for family in made for signature in signatures_of(family)]
+    signatures.sort(key=lambda one: shipped.index(one.family))
+    SIGNATURES.write_text(json.dumps([signature.to_json() for signature in signatures], indent=0) + "\n")
+    bases = [one for one in shipped_lora_bases() if one.family in shipped and one.family not in wanted]
+    bases += [base for family in made for base in lora_bases_of(family)]
+    bases.sort(key=lambda one: shipped.index(one.family))
+    LORA_BASES.write_text("[\n" + ",\n".join(json.dumps(base.to_json()) for base in bases) + "\n]\n")
 
 
 if __name__ == "__main__":
-    write_signatures(sys.argv[1:])
+    write_shipped(sys.argv[1:])

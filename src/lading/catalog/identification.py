@@ -9,6 +9,7 @@ from typing import Any
 
 from lading.catalog.explanation import config_text, nearest_text
 from lading.catalog.hashes import KnownModel
+from lading.catalog.lora import Lora
 from lading.catalog.structure import Fit
 
 
@@ -79,6 +80,7 @@ class Identification:
         known: the published checkpoint of this hash.
         nearest: the architectures that come closest, where there is no candidate.
         quantised: how weights are stored in fewer bits than they compute in -> how many are stored so.
+        lora: what it is where it is a LoRA, which no candidate is then.
     """
 
     files: tuple[Path, ...]
@@ -88,6 +90,7 @@ class Identification:
     known: KnownModel | None = None
     nearest: tuple[Fit, ...] = ()
     quantised: Mapping[str, int] = field(default_factory=dict)
+    lora: Lora | None = None
 
     @property
     def best(self) -> Candidate | None:
@@ -103,6 +106,8 @@ class Identification:
     def explain(self) -> str:
         """Return what the checkpoint is, how sure that is and why; or what comes nearest and what differs."""
         lines = [str(candidate) for candidate in self.candidates]
+        if self.lora is not None:
+            lines.append(str(self.lora))
         if not lines:
             lines.append("not recognised")
         if self.known is not None:

@@ -48,13 +48,6 @@ _COMPANIONS: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 _ANY_COMPANION = re.compile("|".join(pattern.pattern for _, pattern in _COMPANIONS))
 
-_LORA = (
-    ("kohya", re.compile(r".+\.lora_(?:up|down)\.weight")),
-    ("DiffSynth", re.compile(r".+\.lora_[AB]\.default\.weight")),
-    ("PEFT or diffusers", re.compile(r".+\.(?:lora_[AB]\.weight|lora\.(?:up|down)\.weight)")),
-    ("XLabs", re.compile(r".+\.processor\.(?:qkv|proj)_lora[12]\.(?:up|down)\.weight")),
-)
-
 
 @dataclass(frozen=True)
 class Part:
@@ -81,16 +74,14 @@ class Content:
     Attributes:
         whole: all that are a network's.
         companions: what quantisation added -> how many tensors.
-        lora: the dialect, where the file is a LoRA.
     """
 
     whole: Shapes
     companions: Mapping[str, int]
-    lora: str | None
 
 
 def sort_content(shapes: Mapping[str, Shape]) -> Content:
-    """Set aside what quantisation added to a file, and tell whether it is a LoRA."""
+    """Set aside what quantisation added to a file."""
     companions: dict[str, int] = {}
     kept: dict[str, Shape] = {}
     for name, shape in shapes.items():
@@ -99,20 +90,13 @@ def sort_content(shapes: Mapping[str, Shape]) -> Content:
             kept[name] = shape
         else:
             companions[scheme] = companions.get(scheme, 0) + 1
-    return Content(Shapes(kept), companions, _lora_dialect(kept))
+    return Content(Shapes(kept), companions)
 
 
 def _scheme(name: str) -> str | None:
     if name.endswith((".weight", ".bias")) or _ANY_COMPANION.fullmatch(name) is None:
         return None
     return next(scheme for scheme, pattern in _COMPANIONS if pattern.fullmatch(name))
-
-
-def _lora_dialect(names: Mapping[str, Shape]) -> str | None:
-    found = next((name for name in names if "lora" in name), None)
-    if found is None:
-        return None
-    return next((dialect for dialect, pattern in _LORA if any(pattern.fullmatch(name) for name in names)), None)
 
 
 def divide(whole: Shapes, containers: tuple[str, ...] = ()) -> list[Part]:

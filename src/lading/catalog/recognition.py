@@ -13,6 +13,7 @@ from lading.catalog.change import Shape
 from lading.catalog.explanation import pattern_list
 from lading.catalog.hashes import KnownModel, known_models
 from lading.catalog.identification import Candidate, Identification
+from lading.catalog.lora import lora_problems, recognise_lora
 from lading.catalog.normalise import Part, divide, sort_content, unwrap, without_shared_prefix
 from lading.catalog.shapes import Shapes, UnknownSizeError
 from lading.catalog.structure import Fit, Signature, patterns_of, shipped_signatures
@@ -67,8 +68,8 @@ def identify_checkpoint(checkpoint: Checkpoint, model_class: str | None = None) 
     """Tell what an opened checkpoint is, or what it is as a network of one class; see `identify`."""
     weights = find_weights(checkpoint)
     shapes = {name: info.shape for name, info in weights.tensors.items()}
-    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint), checkpoint.containers, model_class)
-    if not weights.shapes_known:
+    found = _identify(shapes, checkpoint.hash(), _hints(checkpoint), checkpoint, model_class)
+    if not weights.shapes_known and found.lora is None:
         found = _without_shapes(found, shapes, checkpoint.containers, model_class)
     candidates, contradictions = _with_configs(list(found.candidates), checkpoint)
     problems = [_missing_shards(checkpoint.missing)] if checkpoint.missing else []
@@ -111,7 +112,7 @@ def _identify(
     shapes: Mapping[str, Shape],
     digest: str,
     hints: str,
-    containers: tuple[str, ...] = (),
+    checkpoint: Checkpoint | None = None,
     model_class: str | None = None,
 ) -> Identification:
     problems = []
@@ -119,13 +120,13 @@ def _identify(
     if known is not None and any("," in name or ":" in name for name in shapes):
         problems.append("the hash is a published one, but names with commas or colons can imitate any: it is not used")
         known = None
+    lora = recognise_lora(shapes, checkpoint, hints)
+    if lora is not None:
+        return Identification((), digest, (), (*problems, *lora_problems(lora)), known, lora=lora)
     content = sort_content(shapes)
     for scheme, count in content.companions.items():
         problems.append(f"quantised: {count} tensors are what {scheme} adds; shapes of quantised weights may differ")
-    if content.lora is not None:
-        problems.append(f"a LoRA in the {content.lora} dialect, no network: load it onto the one it was made for")
-        return Identification((), digest, (), tuple(problems), known)
-    findings = _findings(content.whole, containers, model_class)
+    findings = _findings(content.whole, () if checkpoint is None else checkpoint.containers, model_class)
     candidates = _ranked([one for finding in findings for one in finding.candidates], known, hints)
     problems += [problem for finding in findings for problem in finding.problems]
     if candidates:

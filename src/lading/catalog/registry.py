@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Callable
 from functools import cache
+from itertools import accumulate
+from typing import TypeVar
 
 from lading.catalog.architecture import Architecture, Component, Config, Family, Repository
+from lading.catalog.lora_bases import LoraBase
 from lading.catalog.structure import Signature, shipped_signatures
 from lading.errors import IdentificationError
+
+T = TypeVar("T")
 
 ENTRY_POINTS = "lading.architectures"
 """The group of entry points: each names a `Family`, an `Architecture`, or a function that returns one."""
 
 _registered: dict[str, Family] = {}
+_classes: dict[str, type] = {}
 _lock = threading.Lock()
 
 
-def register_architecture(architecture: Architecture, family: str) -> None:
-    """Make an architecture known: `lading.identify` recognises its checkpoints from then on.
+def register_architecture(architecture: Architecture, family: str, network: type | None = None) -> None:
+    """Make an architecture known: its checkpoints are recognised, and its networks planned, from then on.
 
     An architecture of the same family and class is replaced.
 
     Args:
         family: the name that candidates give it; it need not be one of lading's.
+        network: the class that `model_class` names, where it cannot be imported by that name.
     """
     with _lock:
+        if network is not None:
+            _classes[architecture.model_class] = network
         others = _registered[family].architectures if family in _registered else ()
         kept = tuple(other for other in others if other.model_class != architecture.model_class)
         _registered[family] = Family(family, (*kept, architecture))
         registered_signatures.cache_clear()
+        registered_lora_bases.cache_clear()
 
 
 @cache
@@ -73,17 +84,32 @@ def find_architecture(family: str, model_class: str) -> Architecture:
     raise IdentificationError(f"the family {family!r} has no {model_class}: families are {', '.join(family_names())}")
 
 
-def known_architecture(model_class: str) -> Architecture | None:
-    """Return the first architecture of a class, such as "diffusers.FluxTransformer2DModel", that some family has."""
-    return next(
-        (
-            architecture
-            for family in known_families()
-            for architecture in family.architectures
-            if architecture.model_class == model_class
-        ),
-        None,
-    )
+def registered_class(model_class: str) -> type | None:
+    """Return the class that was registered under a name; None where it is to be imported."""
+    return _classes.get(model_class)
+
+
+def architecture_of(network: type | str) -> tuple[str, Architecture] | None:
+    """Return the family and the architecture of a class; None for a class that the catalog lacks.
+
+    Args:
+        network: the class, or its name, such as "diffusers.FluxTransformer2DModel". A class goes by that of any package
+            that holds it.
+    """
+    if isinstance(network, str):
+        names = {network}
+    else:
+        packages = accumulate(network.__module__.split("."), "{}.{}".format)
+        names = {f"{package}.{network.__qualname__}" for package in packages}
+        names.update(name for name, registered in _classes.items() if registered is network)
+    for name, family in _registered.items():
+        for architecture in family.architectures:
+            if architecture.model_class in names:
+                return name, architecture
+    for signature in shipped_signatures():
+        if signature.model_class in names:
+            return signature.family, find_architecture(signature.family, signature.model_class)
+    return None
 
 
 @cache
@@ -116,16 +142,45 @@ def component_config(component: Component) -> Config:
 
 @cache
 def registered_signatures() -> tuple[Signature, ...]:
-    """Return the signatures of what programs registered; their classes are built on the meta device for it."""
+    """Return the signatures of what programs registered; their classes are built on the meta device for it.
+
+    Raises:
+        IdentificationError: a class cannot be found or built; the message names the family.
+    """
     if not _registered:
         return ()
     from lading.catalog.construction import signatures_of  # torch, which shipped families do without
 
-    return tuple(signature for family in _registered.values() for signature in signatures_of(family))
+    return tuple(signature for family in _registered.values() for signature in _of_family(signatures_of, family))
+
+
+@cache
+def registered_lora_bases() -> tuple[LoraBase, ...]:
+    """Return what LoRAs look like that are made for the networks that programs registered.
+
+    Raises:
+        IdentificationError: a class cannot be found or built; the message names the family.
+    """
+    if not _registered:
+        return ()
+    from lading.catalog.construction import lora_bases_of  # as above
+
+    return tuple(base for family in _registered.values() for base in _of_family(lora_bases_of, family))
+
+
+def _of_family(make: Callable[[Family], list[T]], family: Family) -> list[T]:
+    try:
+        return make(family)
+    except IdentificationError as error:
+        raise IdentificationError(f"the registered family {family.name!r}: {error}") from error
 
 
 def load_entry_points() -> bool:
-    """Register what installed packages offer, once; return whether that was anything new."""
+    """Register what installed packages offer, once; return whether that was anything new.
+
+    Raises:
+        IdentificationError: an entry point is broken; the message names it.
+    """
     return _load_entry_points_once()
 
 
@@ -135,16 +190,33 @@ def _load_entry_points_once() -> bool:
 
     offers = tuple(entry_points(group=ENTRY_POINTS))
     for offer in offers:
-        value = offer.load()
-        value = value() if callable(value) else value
-        if isinstance(value, Family):
-            for architecture in value.architectures:
-                register_architecture(architecture, value.name)
-        elif isinstance(value, Architecture):
-            register_architecture(value, offer.name)
-        else:
-            raise IdentificationError(
-                f"{offer.value}, the entry point {offer.name!r} of {ENTRY_POINTS}, is {type(value).__name__}: "
-                "it must name a Family or an Architecture"
-            )
+        package = f" of {offer.dist.name}" if offer.dist is not None else ""
+        where = f"the entry point {offer.name!r}{package} in {ENTRY_POINTS}, {offer.value}"
+        try:
+            family = _offered(offer.load(), offer.name)
+            _check(family)
+        except Exception as error:
+            what = str(error) if isinstance(error, IdentificationError) else f"{type(error).__name__}: {error}"
+            raise IdentificationError(f"{where}, fails: {what}: update the package, or remove it") from error
+        for architecture in family.architectures:
+            register_architecture(architecture, family.name)
     return bool(offers)
+
+
+def _offered(value: object, name: str) -> Family:
+    """What an entry point comes to; an architecture alone gets its name as that of the family."""
+    value = value() if callable(value) else value
+    if isinstance(value, Architecture):
+        return Family(name, (value,))
+    if isinstance(value, Family):
+        return value
+    raise IdentificationError(
+        f"it gives {value!r:.80}, and must name a Family, an Architecture, or a function that returns one"
+    )
+
+
+def _check(family: Family) -> None:
+    """Build what a family's architectures say, before anything else is compared with it."""
+    from lading.catalog.construction import signatures_of  # torch, which whoever offers a network has
+
+    signatures_of(family)

@@ -84,11 +84,13 @@ def command(
         start = time.perf_counter()
         with collection_put_off():
             pipeline = load_pipeline(folder, **options)
-            add_loras(pipeline, adapters)
+            added = add_loras(pipeline, adapters)
             gc.freeze()  # it all stays as long as the process
         loaded = time.perf_counter()
         if not as_json:
             click.echo(pipeline.lading_components)
+            for lora in added:
+                click.echo(lora)
             click.echo()
             if latent is not None:
                 click.echo(latent)
@@ -105,6 +107,7 @@ def command(
             "model": str(folder),
             "pipeline": type(pipeline).__name__,
             "components": [record.as_dict() for record in pipeline.lading_components.records],
+            "loras": [lora.as_dict() for lora in added],
             "latent": dict(latent.sizes) if latent is not None else None,
             "frames": len(frames),
             "seconds": {"load": round(loaded - start, 3), "draw": round(drawn - loaded, 3)},

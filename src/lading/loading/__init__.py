@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lading.loading.initialization import skip_model_initialization
     from lading.loading.latents import latent_format
     from lading.loading.loaders import ComponentSpec, Loaded, LoadOptions, register_loader
+    from lading.loading.lora import LoadedLora, load_lora
     from lading.loading.model import load_model
     from lading.loading.pipeline import load_pipeline
     from lading.loading.planning import plan
@@ -25,6 +26,7 @@ __getattr__, __dir__ = lazy_names(
         "lading.loading.initialization": ("skip_model_initialization",),
         "lading.loading.latents": ("latent_format",),
         "lading.loading.loaders": ("ComponentSpec", "LoadOptions", "Loaded", "register_loader"),
+        "lading.loading.lora": ("LoadedLora", "load_lora"),
         "lading.loading.model": ("load_model",),
         "lading.loading.pipeline": ("load_pipeline",),
         "lading.loading.planning": ("plan",),
@@ -40,10 +42,12 @@ __all__ = [
     "LoadOptions",
     "LoadRecord",
     "Loaded",
+    "LoadedLora",
     "Plan",
     "latent_format",
     "load_component",
     "load_components",
+    "load_lora",
     "load_model",
     "load_pipeline",
     "plan",

@@ -12,12 +12,12 @@ import torch
 
 from lading.catalog import Candidate, Identification, identify_checkpoint
 from lading.catalog.construction import model_class as class_named
-from lading.catalog.registry import find_architecture
+from lading.catalog.registry import architecture_of, find_architecture
 from lading.checkpoint import Checkpoint
 from lading.errors import IdentificationError, LadingError
 from lading.loading.configs import read_config
 from lading.loading.network import is_diffusers_model, is_transformers_model
-from lading.loading.recognised import catalog_name, choose_candidate, merged_config, source_of, why_unknown
+from lading.loading.recognised import choose_candidate, merged_config, source_of, why_unknown
 from lading.loading.source import Source
 
 
@@ -75,7 +75,8 @@ def find_config(model_class: type, config: Any, checkpoint: Checkpoint) -> Any:
 
 def _of_class(model_class: type[torch.nn.Module], checkpoint: Checkpoint, config: Any, converts: bool) -> Chosen:
     known = find_config(model_class, config, checkpoint)
-    name = None if converts else catalog_name(model_class)
+    catalogued = None if converts else architecture_of(model_class)
+    name = catalogued[1].model_class if catalogued is not None else None
     found = _found_as(checkpoint, name) if name is not None else None
     if found is None:
         return Chosen(model_class, known, checkpoint)

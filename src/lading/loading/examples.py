@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from lading.catalog.architecture import Extent
+from lading.catalog.architecture import Architecture, Extent
 from lading.catalog.construction import make_inputs
-from lading.catalog.registry import find_architecture
-from lading.catalog.structure import shipped_signatures
+from lading.catalog.registry import architecture_of
+from lading.catalog.shapes import Shapes
 from lading.memory.management import Examples
 
 SMALLEST = Extent(height=64, width=64, tokens=8)
@@ -19,17 +20,23 @@ SMALLEST = Extent(height=64, width=64, tokens=8)
 
 def example_call(model: torch.nn.Module, extent: Extent = SMALLEST) -> Examples:
     """Return a call of a network, with tensors on the meta device; nothing for classes that the catalog lacks."""
-    config = getattr(model, "config", None)
-    name = f"{type(model).__module__.partition('.')[0]}.{type(model).__name__}"
-    family = next((signature.family for signature in shipped_signatures() if signature.model_class == name), None)
-    if family is None or config is None:
+    known = architecture_of(type(model))
+    if known is None:
         return {}
-    architecture = find_architecture(family, name)
+    _, architecture = known
     if architecture.example_inputs is None or any(getattr(model, one, None) is None for one in architecture.lent):
         return {}
-    dtype = _most_common_dtype(model)
-    inputs = architecture.example_inputs(config if isinstance(config, Mapping) else config.to_dict(), extent)
-    return {"forward": ((), make_inputs(inputs, dtype))}
+    inputs = architecture.example_inputs(_config(model, architecture), extent)
+    return {"forward": ((), make_inputs(inputs, _most_common_dtype(model)))}
+
+
+def _config(model: torch.nn.Module, architecture: Architecture) -> Mapping[str, Any]:
+    """The network's config; as its shapes tell it where the class keeps none."""
+    config = getattr(model, "config", None)
+    if config is None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+        return architecture.infer_config(Shapes(shapes))
+    return config if isinstance(config, Mapping) else dict(config.to_dict())
 
 
 def _most_common_dtype(model: torch.nn.Module) -> torch.dtype:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lading.checkpoint import open_checkpoint
 from lading.errors import ComponentError, LadingError
 from lading.latents import LatentShape
 from lading.loading.configs import read_config
@@ -17,6 +16,8 @@ from lading.writing import require_folder, whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from lading.loading.lora import LoadedLora
 
 ANIMATED = (".gif", ".png", ".webp")
 FRAME_MILLISECONDS = 1000 // 16
@@ -85,28 +86,22 @@ def parse_lora(text: str) -> tuple[Path, float]:
         file, scale = (Path(path), float(number)) if path else (Path(text), 1.0)
     except ValueError:
         file, scale = Path(text), 1.0
-    if not file.is_file():
+    if not file.exists():
         raise LadingError(f"{file}: there is no such file: name a LoRA, and its scale after a colon if it is not 1")
     return file, scale
 
 
-def add_loras(pipeline: Any, loras: Sequence[tuple[Path, float]]) -> None:
-    """Add LoRAs, in the format that diffusers reads, to a pipeline, each with its scale.
+def add_loras(pipeline: Any, loras: Sequence[tuple[Path, float]]) -> list[LoadedLora]:
+    """Add LoRAs to a pipeline, each with its scale.
 
     Raises:
-        ComponentError: the pipeline takes none, or a file is none for it.
+        ComponentError: a file is none for it.
     """
-    if loras and not hasattr(pipeline, "load_lora_weights"):
-        raise ComponentError(f"{type(pipeline).__name__} takes no LoRA: leave it out")
-    names = [f"lora_{number}" for number in range(len(loras))]
-    for name, (file, _) in zip(names, loras, strict=True):
-        open_checkpoint(file)  # which refuses what is no safe checkpoint
-        try:
-            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
-        except (ValueError, KeyError, RuntimeError, OSError) as error:
-            raise ComponentError(f"{file}: no LoRA for {type(pipeline).__name__}: {error}") from error
-    if loras:
-        pipeline.set_adapters(names, [scale for _, scale in loras])
+    if not loras:
+        return []
+    from lading.loading.lora import load_lora  # PEFT, which few pictures need
+
+    return [load_lora(pipeline, file, scale) for file, scale in loras]
 
 
 def draw(pipeline: Any, request: Request, on_step: Callable[[int, int], None] | None = None) -> Sequence[Image]:

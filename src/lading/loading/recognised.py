@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
 from typing import Any
-
-import torch
 
 from lading.catalog import Candidate, Identification, Shapes, find_architecture
 from lading.catalog.origin import find_origins
-from lading.catalog.registry import registered_signatures
-from lading.catalog.structure import name_pattern, shipped_signatures
+from lading.catalog.structure import name_pattern
 from lading.checkpoint import Checkpoint
 from lading.errors import CheckpointError, IdentificationError
 from lading.loading.source import Source
 
 _INSIGNIFICANT = re.compile(r"[^a-z0-9]+")
-
-
-def catalog_name(model_class: type[torch.nn.Module]) -> str | None:
-    """Return the name by which the catalog knows a class, such as "diffusers.AutoencoderKL"; None if it does not."""
-    known = {signature.model_class for signature in (*shipped_signatures(), *registered_signatures())}
-    packages = accumulate(model_class.__module__.split("."), "{}.{}".format)
-    return next((name for package in packages if (name := f"{package}.{model_class.__name__}") in known), None)
 
 
 def choose_candidate(found: Identification, model_class: str | None = None, config_decides: bool = False) -> Candidate:

@@ -36,6 +36,7 @@ def checkpoint_json(
         "files": [str(file) for file in checkpoint.files],
         "metadata": checkpoint.metadata,
         "candidates": candidates,
+        "lora": identification.lora.to_json() if identification.lora is not None else None,
         "problems": list(identification.problems),
         "quantised": dict(identification.quantised),
     }

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from lading.catalog.registry import known_architecture
+from lading.catalog.registry import architecture_of
 from lading.errors import ComponentError, LadingError
 from lading.training.durable import write_tensors
 from lading.training.kohya import to_kohya
@@ -94,10 +94,9 @@ def default_targets(module: torch.nn.Module) -> tuple[str, ...]:
     Raises:
         ComponentError: it says nothing of this class.
     """
-    library = type(module).__module__.partition(".")[0]
-    architecture = known_architecture(f"{library}.{type(module).__name__}")
-    if architecture is not None and architecture.lora_targets:
-        return architecture.lora_targets
+    known = architecture_of(type(module))
+    if known is not None and known[1].lora_targets:
+        return known[1].lora_targets
     raise ComponentError(
         f"the catalog names no layers of {type(module).__name__} for LoRA: give target_modules, such as "
         '["to_q", "to_k", "to_v", "to_out.0"]'

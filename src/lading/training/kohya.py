@@ -13,11 +13,9 @@ import torch
 
 from lading.catalog.change import Fuse, Same
 from lading.catalog.keymap import Step
-from lading.catalog.registry import known_architecture
+from lading.catalog.lora_names import kohya_names
 from lading.errors import LadingError
-
-_PREFIX = "lora_unet_"
-"""Of all denoisers, whatever they are."""
+from lading.loading.lora_networks import AdaptedNetwork
 
 
 def to_kohya(module: torch.nn.Module, state: Mapping[str, torch.Tensor], strength: float) -> dict[str, torch.Tensor]:
@@ -46,29 +44,23 @@ def to_kohya(module: torch.nn.Module, state: Mapping[str, torch.Tensor], strengt
                 f"{layers[0]}: kohya's layout writes this layer otherwise: save the adapter as 'diffusers'"
             )
         down, up = _joined(module, layers, pairs)
-        word = _PREFIX + step.targets[0].removesuffix(".weight").replace(".", "_")
-        written[f"{word}.lora_down.weight"] = down
-        written[f"{word}.lora_up.weight"] = up
-        written[f"{word}.alpha"] = torch.tensor(strength * len(down))
+        names = kohya_names(step.targets[0].removesuffix(".weight"))
+        written |= {names["down"]: down, names["up"]: up, names["alpha"]: torch.tensor(strength * len(down))}
     return written
 
 
 def _steps(module: torch.nn.Module) -> Sequence[Step]:
     """How the network's weights become those of the layout."""
-    library = type(module).__module__.partition(".")[0]
-    architecture = known_architecture(f"{library}.{type(module).__name__}")
+    network = AdaptedNetwork(type(module).__name__, module)
+    architecture = network.known[1] if network.known is not None else None
     if architecture is None or architecture.kohya_layout is None:
-        raise LadingError(f"kohya's layout of {type(module).__name__} is not known: save the adapter as 'diffusers'")
+        raise LadingError(f"kohya's layout of {network.label} is not known: save the adapter as 'diffusers'")
     config: Any = module.config
-    names = {
-        name.replace(".base_layer.", "."): tuple(tensor.shape)
-        for name, tensor in module.state_dict(keep_vars=True).items()
-        if ".lora_" not in name
-    }
-    key_map = architecture.key_map(architecture.kohya_layout(config), names)
+    shapes = network.parameters
+    key_map = architecture.key_map(architecture.kohya_layout(config), shapes)
     if key_map is None:
-        return [Step((name,), (name,), Same()) for name in names]
-    return key_map.inverse.steps(names)[0]
+        return [Step((name,), (name,), Same()) for name in shapes]
+    return key_map.inverse.steps(shapes)[0]
 
 
 def _joined(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lading.catalog.architecture import Architecture
-from lading.catalog.registry import known_architecture
+from lading.catalog.registry import architecture_of
 from lading.errors import ComponentError
 from lading.hub import model_folder
 from lading.latents import LatentFormat
@@ -97,8 +97,8 @@ def examine(
 
 def _denoiser(spec: ComponentSpec) -> Architecture | None:
     """What the catalog knows of a component that makes latents."""
-    architecture = known_architecture(spec.qualified_class)
-    return architecture if architecture is not None and architecture.latent is not None else None
+    known = architecture_of(spec.qualified_class)
+    return known[1] if known is not None and known[1].latent is not None else None
 
 
 def _require_words_alone(folder: Path, name: str, found: Any) -> None:

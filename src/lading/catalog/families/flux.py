@@ -37,7 +37,13 @@ _CONTROL = {
     "patch_size": 1,
     "conditioning_embedding_channels": None,
 }
-_XLABS = {**_CONTROL, "num_layers": 2, "num_single_layers": 0, "patch_size": 2, "conditioning_embedding_channels": 16}
+_XLABS_CONTROLNET = {
+    **_CONTROL,
+    "num_layers": 2,
+    "num_single_layers": 0,
+    "patch_size": 2,
+    "conditioning_embedding_channels": 16,
+}
 
 
 def _blocks(shapes: Shapes) -> dict[str, Any]:
@@ -182,6 +188,25 @@ _ORIGINAL_CONTROLNET = KeyMap(
 """XLabs' own names. https://github.com/XLabs-AI/x-flux"""
 
 
+def _processor(file: str, number: str, model: str, names: tuple[str, str, str, str]) -> list[Rule]:
+    """What XLabs' trainer calls the attention of a block. https://github.com/XLabs-AI/x-flux"""
+    return [
+        split(f"{file}.{{n}}.processor.qkv_lora{number}.{{leaf}}", *(f"{model}.{{n}}.{n}.{{leaf}}" for n in names[:3])),
+        rename(f"{file}.{{n}}.processor.proj_lora{number}.{{leaf}}", f"{model}.{{n}}.{names[3]}.{{leaf}}"),
+    ]
+
+
+_IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+_TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+_XLABS = KeyMap(
+    (
+        *_processor("double_blocks", "1", "transformer_blocks", _IMAGE_ATTENTION),
+        *_processor("double_blocks", "2", "transformer_blocks", _TEXT_ATTENTION),
+        *_processor("single_blocks", "", "single_transformer_blocks", (*_IMAGE_ATTENTION[:3], "proj_out")),
+    )
+)
+
+
 def _repository(name: str, pipeline: str) -> Repository:
     parts = {
         "transformer": Component("diffusers.FluxTransformer2DModel", name),
@@ -217,6 +242,7 @@ FAMILY = Family(
             layouts={"original": _ORIGINAL},
             unverified={"axes_dims_rope": (16, 56, 56)},
             lora_targets=_LORA,
+            lora_layouts={"xlabs": _XLABS},
             kohya_layout=lambda _: "original",
             latent=LatentNumbers(
                 ("batch", "channels", "height", "width"),
@@ -246,8 +272,8 @@ FAMILY = Family(
                     "num_layers": 6,
                     "num_single_layers": 0,
                 },
-                "XLabs-AI/flux-controlnet-canny-diffusers": _XLABS,
-                "XLabs-AI/flux-controlnet-depth-diffusers": _XLABS,
+                "XLabs-AI/flux-controlnet-canny-diffusers": _XLABS_CONTROLNET,
+                "XLabs-AI/flux-controlnet-depth-diffusers": _XLABS_CONTROLNET,
             },
             layouts={"original": _ORIGINAL_CONTROLNET},
             unverified={"axes_dims_rope": (16, 56, 56)},
