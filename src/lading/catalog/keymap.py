@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from lading.catalog.change import (
     AddAxes,
+    Chain,
     Change,
     DropAxes,
+    Flatten,
     Fold,
     Fuse,
     Permute,
@@ -65,6 +67,11 @@ def split(file: str, *model: str, parts: tuple[int, ...] | None = None, dim: int
     return Rule((file,), model, Split(parts or (1,) * len(model), dim))
 
 
+def squeeze_and_split(file: str, *model: str, count: int = 2) -> Rule:
+    """A convolution of one pixel in the file is several linear layers of equal size in the network."""
+    return Rule((file,), model, Chain((DropAxes(count), Split((1,) * len(model)))))
+
+
 def split_heads(file: str, *model: str, head: int) -> Rule:
     """One tensor of the file, whose rows go head by head, is several in the network; a head has `head` rows in each."""
     return Rule((file,), model, SplitHeads(len(model), head))
@@ -93,6 +100,11 @@ def unsqueeze(file: str, model: str, count: int = 2) -> Rule:
 def fold(file: str, model: str, rows: int) -> Rule:
     """Vectors that the file writes as one are the rows of a matrix in the network."""
     return Rule((file,), (model,), Fold(rows))
+
+
+def flatten(file: str, model: str, rank: int, axis: int) -> Rule:
+    """A vector that the file spreads over `rank` axes, all but one of size one, is a vector in the network."""
+    return Rule((file,), (model,), Flatten(rank, axis))
 
 
 def swap_halves(file: str, model: str, dim: int = 0) -> Rule:

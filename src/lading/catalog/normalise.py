@@ -31,7 +31,7 @@ _MOST_CONTAINERS = 32
 """Of a file; where there are more, it nests the tensors of one network, layer by layer."""
 
 _PARTS = re.compile(
-    r"model\.diffusion_model\.|diffusion_model\.|first_stage_model\.|audio_vae\.|vae\.|vocoder\.|text_embedding_projection\."
+    r"model\.diffusion_model\.|diffusion_model\.|control_model\.|first_stage_model\.|audio_vae\.|vae\.|vocoder\.|text_embedding_projection\."
     r"|cond_stage_model\.(?:transformer\.|model\.)?|conditioner\.embedders\.[0-9]+\.(?:transformer\.|model\.)?"
     r"|text_encoders\.[^.]+\.(?:transformer\.)?|text_encoder(?:_[0-9])?\.|transformer\.|unet\."
 )
@@ -126,4 +126,15 @@ def unwrap(part: Part) -> Iterator[Part]:
         if wrapper is None or not part.shapes:
             return
         part = Part(part.prefix + wrapper, part.shapes.under(wrapper))
+        yield part
+
+
+def without_shared_prefix(part: Part) -> Iterator[Part]:
+    """Yield a part without the first words that all of its names share, one after the other, whatever they are."""
+    for _ in range(_MOST_WRAPPERS):
+        words = {name.partition(".")[0] for name in part.shapes}
+        if len(words) != 1 or any("." not in name for name in part.shapes):
+            return
+        prefix = f"{words.pop()}."
+        part = Part(part.prefix + prefix, part.shapes.under(prefix))
         yield part

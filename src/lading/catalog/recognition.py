@@ -14,7 +14,7 @@ from lading.catalog.explanation import pattern_list
 from lading.catalog.hashes import KnownModel, known_models
 from lading.catalog.identification import Candidate, Identification
 from lading.catalog.lora import lora_problems, recognise_lora
-from lading.catalog.normalise import Part, divide, sort_content, unwrap
+from lading.catalog.normalise import Part, divide, sort_content, unwrap, without_shared_prefix
 from lading.catalog.shapes import Shapes, UnknownSizeError
 from lading.catalog.structure import Fit, Signature, patterns_of, shipped_signatures
 from lading.checkpoint.inventory import Checkpoint, hash_layout, open_checkpoint
@@ -28,6 +28,8 @@ _NEAREST = 3
 _PARTIAL_SCORE = 0.2
 _PARTIAL_PATTERNS = 8
 """So much must be there of a file whose other tensors are missing, or it might be anything."""
+_NEAR_THE_BEST = 0.8
+"""What is left of a file may fit several networks; those of about this share of the best score are all returned."""
 _LAYER_PATTERNS = 4
 """A numbered list whose elements hold this many patterns is a list of layers, whose numbers have no holes."""
 
@@ -157,7 +159,9 @@ def _findings_in_parts(whole: Shapes, containers: tuple[str, ...], model_class: 
     if any(finding.complete for finding in findings) or not any(part.prefix for part in parts):
         return findings
     first = _look_at(Part("", whole), model_class)
-    return [first] if first.candidates or not any(finding.candidates for finding in findings) else findings
+    if first.candidates:
+        return [first]
+    return findings if any(finding.candidates for finding in findings) else [*findings, first]
 
 
 def _signatures(model_class: str | None) -> Iterator[Signature]:
@@ -174,25 +178,40 @@ def _look_at(part: Part, model_class: str | None) -> _Finding:
     for view in unwrap(part):
         patterns = patterns_of(view.shapes)
         these = [signature.fit(patterns) for signature in _signatures(model_class)]
-        candidates: list[Candidate] = []
-        problems: list[str] = []
-        most = 0
-        for fit in sorted(these, key=lambda fit: fit.common, reverse=True):
-            if fit.common < most:
-                break  # a network that leaves more tensors beside it than another is not meant
-            if fit.is_full:
-                found, remarks, reason = _resolve(fit.signature, view)
-                most = fit.common if found else most
-                candidates += found
-                problems += [remark for remark in remarks if remark not in problems]
-                reasons += [reason] if reason else []
-        if candidates:
-            return _Finding(part, tuple(candidates), (*problems, *_holes(view)), (), True)
+        finding, why_not = _complete_finding(part, view, these)
+        if finding is not None:
+            return finding
+        reasons += why_not
         fits += these
         if len(patterns) >= _PARTIAL_PATTERNS:
             partial += [(fit, view) for fit in these if fit.score >= _PARTIAL_SCORE and not fit.extra]
+    for view in without_shared_prefix(part):
+        patterns = patterns_of(view.shapes)
+        finding, _ = _complete_finding(part, view, [one.fit(patterns) for one in _signatures(model_class)])
+        if finding is not None:
+            return finding
     fits = sorted(fits, key=lambda fit: fit.score, reverse=True)[:_NEAREST]
     return _partial_finding(part, partial, fits, reasons)
+
+
+def _complete_finding(part: Part, view: Part, fits: list[Fit]) -> tuple[_Finding | None, list[str]]:
+    """What a part is as a whole network, and why it is not what its names say."""
+    candidates: list[Candidate] = []
+    problems: list[str] = []
+    reasons: list[str] = []
+    most = 0
+    for fit in sorted(fits, key=lambda fit: fit.common, reverse=True):
+        if fit.common < most:
+            break  # a network that leaves more tensors beside it than another is not meant
+        if fit.is_full:
+            found, remarks, reason = _resolve(fit.signature, view)
+            most = fit.common if found else most
+            candidates += found
+            problems += [remark for remark in remarks if remark not in problems]
+            reasons += [reason] if reason else []
+    if not candidates:
+        return None, reasons
+    return _Finding(part, tuple(candidates), (*problems, *_holes(view)), (), True), reasons
 
 
 def _partial_finding(part: Part, partial: list[tuple[Fit, Part]], fits: list[Fit], reasons: list[str]) -> _Finding:
@@ -201,7 +220,7 @@ def _partial_finding(part: Part, partial: list[tuple[Fit, Part]], fits: list[Fit
     problems: list[str] = list(dict.fromkeys(reasons))
     top = max((fit.score for fit, _ in partial), default=0.0)
     for fit, view in partial:
-        if fit.score < 0.9 * top or not fit.missing:
+        if fit.score < _NEAR_THE_BEST * top or not fit.missing:
             continue
         found, remarks, reason = _resolve(fit.signature, view)
         if not found and reason:
@@ -251,26 +270,42 @@ def _resolve(signature: Signature, view: Part) -> tuple[tuple[Candidate, ...], l
             view.prefix,
             models,
         )
-        for models, whole in _variants(architecture, config)
+        for models, whole in _variants(architecture, config, shapes)
     )
     return candidates, remarks, ""
 
 
-def _variants(architecture: Architecture, config: Mapping[str, Any]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+def _variants(
+    architecture: Architecture, config: Mapping[str, Any], shapes: Shapes
+) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     """The published models that these shapes may be, grouped by what shapes cannot tell, with whole configs."""
-    defaults = {key: value for key, value in architecture.unverified.items() if "." not in key}
+    config = _with_defaults(config, architecture.unverified)
     groups: list[tuple[list[str], dict[str, Any]]] = []
     for name, published in architecture.published.items():
-        if not _agree(published, config, architecture.unverified):
+        if not _agree(published, config, architecture.unverified) or not architecture.fits(published, shapes):
             continue
-        whole = {**defaults, **config, **published}
+        whole = {**config, **published}
         for names, other in groups:
             if other == whole:
                 names.append(name)
                 break
         else:
             groups.append(([name], whole))
-    return [(tuple(names), whole) for names, whole in groups] or [((), {**defaults, **config})]
+    return [(tuple(names), whole) for names, whole in groups] or [((), config)]
+
+
+def _with_defaults(config: Mapping[str, Any], unverified: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with what shapes cannot tell, as far as a value is known that is not the class's own default."""
+    whole = dict(config)
+    for key, value in unverified.items():
+        part, dot, inner = key.partition(".")
+        if value is None:
+            continue
+        if not dot:
+            whole.setdefault(key, value)
+        elif inner not in whole.get(part, {}):
+            whole[part] = {**whole.get(part, {}), inner: value}
+    return whole
 
 
 def _agree(published: Mapping[str, Any], config: Mapping[str, Any], unverified: Iterable[str], at: str = "") -> bool:
