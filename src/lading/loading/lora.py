@@ -87,7 +87,7 @@ def load_lora(module_or_pipeline: Any, file: CheckpointPath, scale: float = 1.0,
     >>> folder = tempfile.mkdtemp()
     >>> unet.save_lora_adapter(folder)
     >>> lading.load_lora(lading.load_pipeline("shapes"), folder, scale=0.5).layers
-    {'denoiser': 8}
+    {'denoiser': 14}
     """
     checkpoint = open_checkpoint(file)
     content, lora = sort_lora(checkpoint), identify_checkpoint(checkpoint).lora

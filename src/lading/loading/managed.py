@@ -9,7 +9,7 @@ import torch
 
 from lading.checkpoint import Checkpoint
 from lading.errors import CheckpointError, LadingError
-from lading.loading.network import build_empty, fill, is_transformers_model, kept_by_transformers, kept_in_float32
+from lading.loading.network import build_empty, fill, kept_in_float32_by_its_library
 from lading.loading.progress import loading_bar
 from lading.loading.source import Source, SourceMap
 from lading.loading.streamed import named_as_the_network
@@ -75,11 +75,7 @@ def load_managed(
         if rules.needs_disk:
             raise
         return None
-    kept = (
-        kept_by_transformers(model, computation)
-        if is_transformers_model(model_class)
-        else kept_in_float32(model_class, computation)
-    )
+    kept = kept_in_float32_by_its_library(model, computation)
     disk_map = SourceMap(source) if rules.needs_disk else None
     if rules.offload.on_disk:
         assert disk_map is not None

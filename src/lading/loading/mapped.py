@@ -7,15 +7,14 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from lading.checkpoint.dtypes import DtypeOf, cast_tensor
+from lading.checkpoint.dtypes import cast_tensor
 from lading.collection import collection_put_off
 from lading.loading.network import (
     build_empty,
     fill,
     is_diffusers_model,
     is_transformers_model,
-    kept_by_transformers,
-    kept_in_float32,
+    loaded_dtypes,
 )
 from lading.loading.progress import loading_bar
 from lading.loading.source import Source, SourceMap
@@ -48,7 +47,8 @@ def load_source(
     """
     if is_transformers_model(model_class):
         dtype = dtype or _first_floating(source)
-    dtype_of = _dtype_rule(model_class, config, dtype)
+        empty = build_empty(model_class, config, dtype) if empty is None else empty
+    dtype_of = loaded_dtypes(model_class if empty is None else empty, dtype)
     if limits is not None:
         return load_streamed(model_class, source, config, dtype, dtype_of, limits, empty=empty)
     built: list[torch.nn.Module] = []
@@ -57,8 +57,7 @@ def load_source(
         if empty is not None:
             built.append(empty)
             return
-        takes_dtype = is_diffusers_model(model_class) or is_transformers_model(model_class)
-        built.append(build_empty(model_class, config, dtype if takes_dtype else None))
+        built.append(build_empty(model_class, config, dtype if is_diffusers_model(model_class) else None))
 
     tensors: Mapping[str, torch.Tensor]
     if use_disk_map:
@@ -76,14 +75,6 @@ def load_source(
         for buffer in model.buffers():
             buffer.data = cast_tensor(buffer.data, dtype, device)
     return cast("ModelT", model.to(device).eval())
-
-
-def _dtype_rule(model_class: type[torch.nn.Module], config: Any, dtype: torch.dtype | None) -> DtypeOf:
-    if is_transformers_model(model_class):
-        kept = kept_by_transformers(build_empty(model_class, config, None), dtype)
-    else:
-        kept = kept_in_float32(model_class, dtype)
-    return lambda name: torch.float32 if kept(name) else dtype
 
 
 def _first_floating(source: Source) -> torch.dtype | None:

@@ -26,7 +26,7 @@ from lading.loading.network import (
     is_diffusers_model,
     is_transformers_model,
     kept_by_transformers,
-    kept_in_float32,
+    loaded_dtypes,
     named_by_transformers,
     require_exact,
     transformers_config,
@@ -196,8 +196,7 @@ def dtype_rule(model_class: type, config: Any, dtype: torch.dtype | None, checkp
             return as_stored
         kept = kept_by_transformers(build_empty(model_class, config, None), dtype)
         return lambda name: None if kept(name) else dtype  # transformers makes float32 of what it sees as it is stored
-    kept = kept_in_float32(model_class, dtype)
-    return lambda name: torch.float32 if kept(name) else dtype
+    return loaded_dtypes(model_class, dtype)
 
 
 def _load_transformers(

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from lading.checkpoint.dtypes import DtypeOf
 from lading.errors import CheckpointError, ComponentError
 from lading.loading.initialization import skip_model_initialization
 from lading.memory.engine import parameter_like
@@ -115,6 +116,26 @@ def kept_by_transformers(model: torch.nn.Module, dtype: torch.dtype | None) -> C
     if dtype in (torch.float16, torch.bfloat16):
         kept |= model._keep_in_fp32_modules_strict  # type: ignore[arg-type] # PreTrainedModel's
     return lambda name: any(module in name for module in kept)
+
+
+def kept_in_float32_by_its_library(
+    network: torch.nn.Module | type[torch.nn.Module], dtype: torch.dtype | None
+) -> Callable[[str], bool]:
+    """Return which tensors a network keeps in float32 when it is loaded in a dtype, whichever library it is of.
+
+    Args:
+        network: built, where its class is one of transformers; its class is enough for others.
+    """
+    model_class = network if isinstance(network, type) else type(network)
+    if is_transformers_model(model_class) and isinstance(network, torch.nn.Module):
+        return kept_by_transformers(network, dtype)
+    return kept_in_float32(model_class, dtype)
+
+
+def loaded_dtypes(network: torch.nn.Module | type[torch.nn.Module], dtype: torch.dtype | None) -> DtypeOf:
+    """Return the dtype in which each tensor of a network is loaded; see `kept_in_float32_by_its_library`."""
+    kept = kept_in_float32_by_its_library(network, dtype)
+    return lambda name: torch.float32 if kept(name) else dtype
 
 
 def named_by_transformers(model: Any, entries: Mapping[str, EntryT]) -> tuple[dict[str, EntryT], list[str]]:

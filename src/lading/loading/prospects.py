@@ -20,9 +20,7 @@ from lading.loading.model import dtype_rule
 from lading.loading.network import (
     build_empty,
     is_diffusers_model,
-    is_transformers_model,
-    kept_by_transformers,
-    kept_in_float32,
+    loaded_dtypes,
 )
 from lading.loading.recognised import source_of
 from lading.loading.source import Source
@@ -79,7 +77,7 @@ def make_prospect(
     dtype = dtype_of_network(model_class, network, torch_dtype)
     model = build_empty(model_class, network.config, dtype)
     checkpoint = network.checkpoint()
-    dtype_of = _dtype_rule(model, dtype)
+    dtype_of = loaded_dtypes(model, dtype)
     if checkpoint is None:
         found = Source.of(*_one_file(model, dtype_of))
     elif network.candidate is not None:
@@ -97,14 +95,6 @@ def make_prospect(
     places = dict(_infos(rewritten, {own: found.dtype(own, dtype_of(own)) for own in rewritten}))
     written = {name: Weight(Origin.of(places[own]), found.dtype(own, dtype_of(own))) for name, own in others.items()}
     return Prospect(model, weights | written, device)
-
-
-def _dtype_rule(model: torch.nn.Module, dtype: torch.dtype | None) -> DtypeOf:
-    if is_transformers_model(type(model)):
-        kept = kept_by_transformers(model, dtype)
-    else:
-        kept = kept_in_float32(type(model), dtype)
-    return lambda name: torch.float32 if kept(name) else dtype
 
 
 def _one_file(model: torch.nn.Module, dtype_of: DtypeOf) -> tuple[Checkpoint, Mapping[str, TensorInfo]]:
