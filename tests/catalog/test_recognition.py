@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +31,25 @@ from tests.conftest import header_bytes, write_sparse
 
 SHARDED = {
     "FLUX.1-dev transformer": "diffusers.FluxTransformer2DModel",
-    "Qwen-Image transformer": "diffusers.QwenImageTransformer2DModel",
-    "Z-Image-Turbo transformer": "diffusers.ZImageTransformer2DModel",
     "Wan2.1-T2V-14B (inverted)": "diffusers.WanTransformer3DModel",
-    "FLUX.2-dev transformer": "diffusers.Flux2Transformer2DModel",
-    "Krea2 transformer": "diffusers.Krea2Transformer2DModel",
-    "Krea2 text encoder (Qwen3-VL-4B)": "transformers.Qwen3VLForConditionalGeneration",
     "Qwen-Image text_encoder (Qwen2.5-VL-7B)": "transformers.Qwen2_5_VLForConditionalGeneration",
-    "LTX-2 transformer repackage (inverted)": "diffusers.LTX2VideoTransformer3DModel",
-    "FLUX T5-XXL (drop tied embed)": "transformers.T5EncoderModel",
 }
 
 
-def write_shards(folder: Path, tensors: dict[str, list[int]], count: int, index: bool) -> list[Path]:
-    """Consecutive tensors in `count` shards, as everybody cuts them."""
+def cut(tensors: dict[str, Any], count: int) -> list[dict[str, tuple[int, ...]]]:
+    """Consecutive tensors, as everybody cuts files."""
     names = list(tensors)
     cuts = [len(names) * number // count for number in range(count + 1)]
+    return [{name: tuple(tensors[name]) for name in names[first:last]} for first, last in pairwise(cuts)]
+
+
+def write_shards(folder: Path, tensors: dict[str, list[int]], count: int, index: bool) -> list[Path]:
+    """A network in `count` shards."""
     files: list[Path] = []
     owners: dict[str, str] = {}
-    for number in range(count):
-        part = {name: tensors[name] for name in names[cuts[number] : cuts[number + 1]]}
+    for number, part in enumerate(cut(tensors, count)):
         file = folder / f"model-{number + 1:05}-of-{count:05}.safetensors"
-        files.append(write_sparse(file, part))
+        files.append(write_sparse(file, {name: list(shape) for name, shape in part.items()}))
         owners |= dict.fromkeys(part, file.name)
     if index:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": owners}))
@@ -74,6 +72,34 @@ def test_with_any_single_shard_missing_the_network_is_named_and_the_shard_listed
         assert found.best.match == "structure"
         moved.rename(absent)
     assert not any("missing" in problem for problem in identify(tmp_path).problems)
+
+
+@pytest.mark.parametrize("label", [label for label, layout in LAYOUTS.items() if len(layout["tensors"]) > 8])
+def test_whatever_is_missing_of_a_network_it_is_named_and_never_only_another(label: str) -> None:
+    layout = LAYOUTS[label]
+    meant = "diffusers.UNet2DConditionModel" if label == SDXL else re.split(r"[+(]", layout["model_class"])[0]
+    thirds = cut(layout["tensors"], 3)
+    for absent in range(3):
+        rest = {name: shape for number, part in enumerate(thirds) if number != absent for name, shape in part.items()}
+        found = identify_tensors(rest)
+        assert meant in [candidate.model_class for candidate in found.candidates], absent
+
+
+def test_half_a_flux_may_also_be_half_a_controlnet_and_each_lacks_what_is_its_own(tmp_path: Path) -> None:
+    tensors = LAYOUTS["FLUX.1-dev transformer"]["tensors"]
+    _, half = cut({name: tensors[name] for name in sorted(tensors)}, 2)
+    file = write_sparse(tmp_path / "model.safetensors", {name: list(shape) for name, shape in half.items()})
+    found = identify(file)
+    assert [(one.family, one.model_class) for one in found.candidates] == [
+        ("flux", "diffusers.FluxTransformer2DModel"),
+        ("flux", "diffusers.FluxControlNetModel"),
+    ]
+    assert found.is_ambiguous
+    text = found.explain()
+    assert "diffusers.FluxTransformer2DModel: tensors are missing: context_embedder.bias" in text
+    assert "diffusers.FluxControlNetModel: tensors are missing: " in text
+    with pytest.raises(IdentificationError, match="fit several networks alike"):
+        lading.load_model(None, file)
 
 
 def test_what_lacks_a_shard_is_refused_everywhere_else(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lading.catalog.change import Shape
+from lading.catalog.lora_names import names_in_networks
 from lading.catalog.shapes import pattern_of
 
 LORA_BASES = Path(__file__).with_name("lora_bases.json")
@@ -91,8 +92,9 @@ class LoraBase:
 
     def match(self, touched: Mapping[str, BaseModules], is_flat: bool) -> str | None:
         """Return which of `MATCHES` holds for the modules that a LoRA changes; None for none of them."""
-        names = {name: self.flat.get(name) if is_flat else name for name in touched}
-        known = {name: self.modules[own] for name, own in names.items() if own is not None and own in self.modules}
+        names = {name: (self.flat.get(name, ""),) if is_flat else names_in_networks(name) for name in touched}
+        owned = ((name, next((own for own in owns if own in self.modules), None)) for name, owns in names.items())
+        known = {name: self.modules[own] for name, own in owned if own is not None}
         if 2 * len(known) < len(touched):
             return None
         if len(known) < len(touched):

@@ -124,6 +124,15 @@ def parse_lora_key(name: str) -> LoraKey | None:
     return LoraKey(dialect, method, component, module, False, part)
 
 
+def names_in_networks(module: str) -> tuple[str, str]:
+    """Return what a dotted module may be called in a network: some begin all names as LoRA files do.
+
+    >>> names_in_networks("layers.0.attention.dense")
+    ('layers.0.attention.dense', 'transformer.layers.0.attention.dense')
+    """
+    return module, f"transformer.{module}"
+
+
 def kohya_names(module: str, component: str = DENOISER) -> dict[str, str]:
     """Return what kohya's tools call the matrices and the alpha of a module's LoRA, by part.
 

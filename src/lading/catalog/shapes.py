@@ -24,7 +24,11 @@ def pattern_of(name: str) -> str:
 
 
 class UnknownSizeError(LookupError):
-    """A size cannot be told because the tensors that have it are not there; the message names them."""
+    """A size cannot be told: the tensors that have it are not there, or are no network's; the message names them."""
+
+
+class AbsentTensorError(UnknownSizeError):
+    """A size cannot be told because no tensor of its pattern is there."""
 
 
 class Shapes(Mapping[str, Shape]):
@@ -70,11 +74,11 @@ class Shapes(Mapping[str, Shape]):
         """Return the shape of a tensor, or of the first that fits a pattern.
 
         Raises:
-            UnknownSizeError: no tensor fits.
+            AbsentTensorError: no tensor fits.
         """
         found = self.find(pattern)
         if not found:
-            raise UnknownSizeError(pattern)
+            raise AbsentTensorError(pattern)
         return self._shapes[found[0]]
 
     def size(self, pattern: str, axis: int = 0) -> int:

@@ -177,7 +177,7 @@ def _ltx2_audio_vae(shapes: Shapes) -> dict[str, Any]:
     base, in_channels, *_ = shapes.shape("encoder.conv_in.conv.weight")
     levels = range(shapes.count("encoder.down"))
     widths = [shapes.size(f"encoder.down.{level}.block.0.conv1.conv.weight") for level in levels]
-    told = {
+    return {
         "base_channels": base,
         "in_channels": in_channels,
         "output_channels": shapes.size("decoder.conv_out.conv.weight"),
@@ -185,7 +185,6 @@ def _ltx2_audio_vae(shapes: Shapes) -> dict[str, Any]:
         "num_res_blocks": shapes.count("encoder.down.0.block"),
         "latent_channels": shapes.size("decoder.conv_in.conv.weight", 1),
     }
-    return published_arrangement(told, _LTX2_AUDIO_VAES)
 
 
 def _vocoder(shapes: Shapes) -> dict[str, Any]:
@@ -273,6 +272,7 @@ BESIDE_THE_TRANSFORMERS = (
         _audio_vae_inputs,
         _LTX2_AUDIO_VAES,
         {"original": _ltx_layouts.AUDIO_VAE},
+        unverified={"mel_bins": 64},
     ),
     Architecture(
         "vocoder",

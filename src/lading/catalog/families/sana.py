@@ -242,6 +242,7 @@ FAMILY = Family(
                 },
             },
             layouts={"original": _original},
+            examples=({**_1600M, "num_layers": 1, "attention_bias": True},),
             beside=("pos_embed", "y_embedder.y_embedding", "logvar_linear.{leaf}"),
             unverified={
                 "num_attention_heads": 70,

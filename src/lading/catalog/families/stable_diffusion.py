@@ -16,7 +16,7 @@ from lading.catalog.architecture import (
     Repository,
 )
 from lading.catalog.keymap import KeyMap, Rule, rename
-from lading.catalog.shapes import Shapes, UnknownSizeError
+from lading.catalog.shapes import AbsentTensorError, Shapes, UnknownSizeError
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 _SD15 = {
@@ -70,6 +70,8 @@ _CONTROLNET = {
 def _encoder(shapes: Shapes) -> dict[str, Any]:
     """The half that the UNet and its ControlNets share."""
     depth = shapes.count("down_blocks")
+    if not depth:
+        raise AbsentTensorError("down_blocks")
     widths = tuple(shapes.size(f"down_blocks.{level}.resnets.0.conv1.weight") for level in range(depth))
     attends = [shapes.has(f"down_blocks.{level}.attentions.0.norm.weight") for level in range(depth)]
     middle = shapes.count("mid_block.attentions.0.transformer_blocks")

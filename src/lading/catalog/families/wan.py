@@ -21,6 +21,7 @@ from lading.catalog.architecture import (
 from lading.catalog.families import _causal_vae, _wan_layouts
 from lading.catalog.shapes import Shapes, quotient
 from lading.latents.compression import AutoencoderEntries, entry, every
+from lading.latents.frames import FrameRule
 
 _HEAD_DIM = 128
 """Of every published model; the norms span all heads, so that shapes do not tell it."""
@@ -274,6 +275,9 @@ def _not_in_the_class(shapes: Shapes) -> dict[str, str]:
 
 
 _UNVERIFIED = {"num_attention_heads": 40, "attention_head_dim": _HEAD_DIM}
+_AUTOENCODER = AutoencoderEntries(
+    entry("scale_factor_spatial"), frames=every(entry("scale_factor_temporal")), channels=entry("z_dim")
+)
 _LATENT = LatentNumbers(
     ("batch", "channels", "frames", "height", "width"),
     16,
@@ -281,9 +285,12 @@ _LATENT = LatentNumbers(
     temporal=4,
     patch=2,
     guidance="passes",
-    autoencoder=AutoencoderEntries(
-        entry("scale_factor_spatial"), frames=every(entry("scale_factor_temporal")), channels=entry("z_dim")
-    ),
+    autoencoder=_AUTOENCODER,
+)
+_ANIMATE_LATENT = replace(  # the picture that is animated is a frame of its own
+    _LATENT,
+    temporal=FrameRule(4, first_latents=2),
+    autoencoder=replace(_AUTOENCODER, frames=every(entry("scale_factor_temporal"), first_latents=2)),
 )
 _LORA = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
@@ -378,6 +385,7 @@ FAMILY = Family(
                 "motion_encoder.enc.net_app.convs.{n}.skip.{m}.kernel",
             ),
             lora_targets=_LORA,
+            latent=_ANIMATE_LATENT,
         ),
         Architecture(
             "transformer",
