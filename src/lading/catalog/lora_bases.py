@@ -41,13 +41,14 @@ class BaseModules:
 
 
 @dataclass(frozen=True)
-class LoraBase:
-    """A network in one layout.
+class LoraNetwork:
+    """A network that LoRAs are made for, in one layout.
 
     Attributes:
-        component: what a pipeline calls it.
-        models: published checkpoints of these widths and this depth.
-        modules: pattern -> the modules with weights of two axes or more.
+        component: what a pipeline calls it, such as "unet".
+        model_class: such as "diffusers.UNet2DConditionModel".
+        layout: whose names of modules a LoRA has.
+        models: published checkpoints.
     """
 
     family: str
@@ -55,16 +56,32 @@ class LoraBase:
     model_class: str
     layout: str
     models: tuple[str, ...]
-    modules: Mapping[str, BaseModules]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
+        """Return it as JSON can hold it."""
         return {
             "family": self.family,
             "component": self.component,
             "model_class": self.model_class,
             "layout": self.layout,
             "models": list(self.models),
+        }
+
+
+@dataclass(frozen=True)
+class LoraBase(LoraNetwork):
+    """A network as it was published, its models those of these widths and this depth.
+
+    Attributes:
+        modules: pattern -> the modules with weights of two axes or more.
+    """
+
+    modules: Mapping[str, BaseModules]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        return {
+            **super().to_json(),
             "modules": {
                 name: [found.last, *sorted(map(list, found.shapes))] for name, found in sorted(self.modules.items())
             },

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from lading.catalog.normalise import may_hold_adapters
+
 LORA, DORA = "LoRA", "DoRA"
 
 DENOISER = "denoiser"
@@ -43,8 +45,6 @@ _ENDS: tuple[tuple[str, str, str, str], ...] = (
 
 _END = re.compile("|".join(f"(?P<e{number}>{end[3]})$" for number, end in enumerate(_ENDS)))
 _LONGEST_END = 64
-_MARKS = ("lora", "hada_w", "lokr_w", "oft_")
-"""One of these is in some name of every adapter."""
 
 _PREFIXES: tuple[tuple[str, str, str], ...] = (
     ("base_model.model.", "peft", ""),
@@ -195,7 +195,7 @@ class LoraModule:
 def sort_lora(names: Iterable[str]) -> LoraContent | None:
     """Sort a file's names; None if it holds no adapter, or is a network that holds some among its own tensors."""
     names = list(names)
-    if not any(mark in name for name in names for mark in _MARKS):
+    if not may_hold_adapters(names):
         return None
     keys = {name: key for name in names if (key := parse_lora_key(name)) is not None}
     methods = Counter(key.method for key in keys.values() if key.part != "alpha")

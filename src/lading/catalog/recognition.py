@@ -10,8 +10,7 @@ from lading.catalog.change import Shape
 from lading.catalog.findings import findings_in, signatures, without_config
 from lading.catalog.hashes import KnownModel, known_models
 from lading.catalog.identification import Candidate, Identification
-from lading.catalog.lora import lora_problems, recognise_lora
-from lading.catalog.normalise import divide, sort_content, unwrap
+from lading.catalog.normalise import divide, may_hold_adapters, sort_content, unwrap
 from lading.catalog.problems import ambiguities, left_over, missing_shards, why_unknown
 from lading.catalog.shapes import Shapes
 from lading.catalog.structure import patterns_of
@@ -97,9 +96,12 @@ def _identify(
     if known is not None and any("," in name or ":" in name for name in shapes):
         problems.append("the hash is a published one, but names with commas or colons can imitate any: it is not used")
         known = None
-    lora = recognise_lora(shapes, checkpoint, hints)
-    if lora is not None:
-        return Identification((), digest, (), (*problems, *lora_problems(lora)), known, lora=lora)
+    if may_hold_adapters(shapes):
+        from lading.catalog.lora import lora_problems, recognise_lora  # costs what few files need
+
+        lora = recognise_lora(shapes, checkpoint, hints)
+        if lora is not None:
+            return Identification((), digest, (), (*problems, *lora_problems(lora)), known, lora=lora)
     content = sort_content(shapes)
     for scheme, count in content.companions.items():
         problems.append(f"quantised: {count} tensors are what {scheme} adds; shapes of quantised weights may differ")

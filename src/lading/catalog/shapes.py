@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from functools import cached_property, lru_cache
 
 from lading.catalog.change import Shape
@@ -45,6 +45,10 @@ class Shapes(Mapping[str, Shape]):
 
     def __len__(self) -> int:
         return len(self._shapes)
+
+    def items(self) -> ItemsView[str, Shape]:
+        """Return names and shapes; those of a mapping take a call for each."""
+        return self._shapes.items()
 
     @cached_property
     def by_pattern(self) -> dict[str, list[str]]:
