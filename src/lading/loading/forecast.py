@@ -120,7 +120,8 @@ def _phase(prepared: Prepared, call: PhaseCall, allowance: Allowance | None, rat
         resident, prediction = prepared.resident_bytes, prospect.predict(traces, _EVERYTHING, rates)
         assert prediction is not None  # there is no limit
         slots = streamed = host_bytes = 0
-        others = prediction.plan.other_bytes - prediction.outline.fixed.nbytes
+        outline = prediction.outline
+        others = prediction.plan.other_bytes - outline.fixed.nbytes - outline.rows_bytes(traces)
         peak = resident + traced.activation_bytes + others
     else:
         prediction = prospect.predict(traces, allowance, rates)
