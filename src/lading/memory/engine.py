@@ -181,17 +181,21 @@ class Engine:
         return self._held.nbytes
 
     @property
-    def slowness(self) -> float | None:
-        """How many times longer than predicted a call computes; None before the second call of a placement is done.
+    def is_settled(self) -> bool:
+        """Whether the last call, the second of a placement, was as others will be.
 
         The first one also takes what only first calls do: memory is new, kernels are made. Calls that a backward pass
         follows tell nothing: only their own end is known.
         """
-        entry, predicted = self._predicted
-        if self._calls != 2 or self.statistics.recent[-1].entry != entry or self._route.returns:
-            return None
+        return self._calls == 2 and self.statistics.recent[-1].entry == self._predicted[0] and not self._route.returns
+
+    @property
+    def slowness(self) -> float:
+        """How many times longer than predicted the last call computed; 1 on a device, which goes on when it returns."""
+        if self._home.copies:
+            return 1.0
         last = self.statistics.recent[-1]
-        return max(last.seconds - last.waited_seconds, 1e-6) / predicted
+        return max(last.seconds - last.waited_seconds, 1e-6) / self._predicted[1]
 
     def suspend(self) -> None:
         """Give back the memory of all weights; the next call brings what it needs."""

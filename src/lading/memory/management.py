@@ -35,6 +35,7 @@ from lading.memory.outline import (
     unit_bytes_of,
 )
 from lading.memory.plan import ModulePlan
+from lading.memory.rates import Rates
 from lading.memory.signature import Signature
 from lading.memory.stage import Turn
 from lading.memory.statistics import Statistics
@@ -110,6 +111,11 @@ class Manager:
     def device(self) -> torch.device:
         """That computes."""
         return self._home.device
+
+    @property
+    def rates(self) -> Rates:
+        """What plans predict with: known rates of this machine, and from the third call on those of the first two."""
+        return self._rates
 
     @property
     def plan(self) -> ModulePlan:
@@ -318,11 +324,14 @@ class Manager:
 
     def _refine(self) -> None:
         """Plan with what was measured, once, after the second call of a plan."""
-        slowness = self._require_engine().slowness
-        if slowness is None or self._refined:
+        engine = self._require_engine()
+        if self._refined or not engine.is_settled:
             return
-        rates = self._rates.slower(slowness)
-        self._rates = replace(rates, read=self._files.meter.bytes_per_second or rates.read)
+        self._rates = replace(
+            self._rates.slower(engine.slowness),
+            read=self._files.meter.bytes_per_second or self._rates.read,
+            copy=self._home.copy_rate or self._rates.copy,
+        )
         self._refined = True
         self._replan(reluctant=True)
 
