@@ -221,12 +221,13 @@ def wan_animate() -> Configs:
 
 
 def _wan_animate(config: dict[str, Any]) -> dict[str, Any]:
+    adapters = config.pop("adapters")
     return {
         **config,
         "attention_head_dim": 128,
         "in_channels": 2 * config["latent_channels"] + 4,
         "added_kv_proj_dim": config["num_attention_heads"] * 128,
-        "num_layers": config["inject_face_latents_blocks"] * config.pop("adapters"),
+        "num_layers": config["inject_face_latents_blocks"] * adapters,
     }
 
 
