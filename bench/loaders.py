@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -119,6 +119,20 @@ def accelerate(folder: Path, dtype: torch.dtype) -> Load:
     return load
 
 
+def diffusers_pipeline(folder: Path, dtype: torch.dtype) -> Load:
+    """Load a pipeline with diffusers."""
+    from diffusers import DiffusionPipeline
+
+    return _of_pipeline(lambda model: DiffusionPipeline.from_pretrained(model, dtype=dtype).components, folder)
+
+
+def lading_components(folder: Path, dtype: torch.dtype) -> Load:
+    """Load all components with lading."""
+    from lading import load_components
+
+    return _of_pipeline(lambda model: load_components(model, torch_dtype=dtype), folder)
+
+
 RAW = "raw reads"
 SAFETENSORS = "safetensors load_file"
 WAYS = {
@@ -131,6 +145,8 @@ WAYS = {
     "diffusers from_pretrained": Way(from_pretrained),
     "transformers from_pretrained": Way(from_pretrained),
     "lading.load_model": Way(lading_model),
+    "DiffusionPipeline.from_pretrained": Way(diffusers_pipeline),
+    "lading.load_components": Way(lading_components),
 }
 
 
@@ -151,7 +167,7 @@ def main() -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(folder.rglob("*.safetensors"))
 
 
 def _weights(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -162,6 +178,20 @@ def _build_empty(folder: Path) -> None:
     """Build the network without memory, for the sake of what that imports."""
     with torch.device("meta"):
         _build(folder)
+
+
+def _of_pipeline(load: Callable[[Path], Mapping[str, Any]], folder: Path) -> Load:
+    """Load the model that ships first, which is a pipeline of the same classes, for the sake of what that imports."""
+    from lading import shipped_model
+
+    load(shipped_model())
+    names = sorted(file.parent.name for file in _files(folder))
+
+    def load_all() -> Iterable[torch.Tensor]:
+        components = load(folder)
+        return [weight for name in names for weight in _weights(components[name])]
+
+    return load_all
 
 
 def _build(folder: Path) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bench.checkpoints import write_flux, write_t5, write_unet
+from bench.checkpoints import write_flux, write_pipeline, write_t5, write_unet
 from bench.disk import bring_into_cache, drop_from_cache
 from bench.groups import DISKS, each_disk
 from bench.loaders import RAW, SAFETENSORS, WAYS
@@ -21,8 +21,9 @@ from lading.host import available_memory
 
 WARM = "warm"
 PEERS = ("fastsafetensors", "runai-model-streamer")
-_DENOISER = tuple(way for way in WAYS if way != "transformers from_pretrained")
 _TEXT_ENCODER = (RAW, SAFETENSORS, "lading.load_state_dict", "transformers from_pretrained", "lading.load_model")
+_PIPELINE = (RAW, "DiffusionPipeline.from_pretrained", "lading.load_components")
+_DENOISER = tuple(way for way in WAYS if way not in ("transformers from_pretrained", *_PIPELINE[1:]))
 _CAST = (SAFETENSORS, "lading.load_state_dict", "diffusers from_pretrained", "lading.load_model")
 
 
@@ -65,6 +66,7 @@ COMPARISONS = {
         "bfloat16",
         _DENOISER,
     ),
+    "pipeline": Comparison("A pipeline as large as SD1.5, float16", write_pipeline, "float16", _PIPELINE),
     "flux24": Comparison(
         "FLUX.1 denoiser, bfloat16, 3 shards",
         partial(write_flux, layers=19, single_layers=38, shards=3),
@@ -102,7 +104,7 @@ def compare(comparison: Comparison, folder: Path, peers: str, rounds: int, disks
         peers: the interpreter of the peers' environment.
         disks: names in `DISKS`.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.rglob("*.safetensors"))
     nbytes = sum(file.stat().st_size for file in files)
     print(f"\n{comparison.title}, {nbytes / 1e9:.2f} GB; median of {rounds}; {machine()}\n", flush=True)
     programs = _programs(comparison, folder, nbytes, peers)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel, WanTransformer3DModel
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from lading import skip_model_initialization
@@ -169,3 +171,22 @@ def test_buffers_of_transformers_classes_equal_those_of_a_normal_construction(
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, expected[name]), name
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("model_class", "config"), [(UNet2DConditionModel, UNET), (CLIPTextModel, CLIP)])
+def test_no_random_numbers_are_worked_out_for_parameters_without_memory(
+    model_class: type[nn.Module], config: object
+) -> None:
+    ran = set()
+
+    class Ran(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch types it not
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            ran.add(operator.overloadpacket.__name__)
+            return operator(*args, **(kwargs or {}))
+
+    with Ran():  # type: ignore[no-untyped-call] # torch types it not
+        build_empty(model_class, config, None)
+    assert not ran & {"uniform_", "normal_", "normal", "uniform"}
+    with Ran():  # type: ignore[no-untyped-call] # torch types it not
+        model_class(**config) if isinstance(config, dict) else model_class(config)
+    assert ran & {"uniform_", "normal_"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -12,6 +13,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -24,23 +26,24 @@ from lading.hub.transfers import Job, Watcher
 from lading.training.watching import Progress as TrainingStep
 from lading.training.watching import Watcher as TrainingWatcher
 
+_BarsT = TypeVar("_BarsT", bound="_Bars")
 
-class Steps:
-    """A bar over numbered steps."""
 
-    def __init__(self, title: str, quiet: bool = False) -> None:
+class _Bars:
+    """Bars that show while the context lasts."""
+
+    def __init__(self, quiet: bool, *columns: ProgressColumn) -> None:
+        self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
+            *columns,
+            console=self._console,
             transient=True,
             disable=quiet or not sys.stderr.isatty(),
         )
-        self._task = self._progress.add_task(title, total=None)
 
-    def __enter__(self) -> Steps:
+    def __enter__(self: _BarsT) -> _BarsT:
         self._progress.start()
         return self
 
@@ -48,37 +51,27 @@ class Steps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class Steps(_Bars):
+    """A bar over numbered steps."""
+
+    def __init__(self, title: str, quiet: bool = False) -> None:
+        super().__init__(quiet, MofNCompleteColumn(), TimeElapsedColumn())
+        self._task = self._progress.add_task(title, total=None)
 
     def advance(self, step: int, total: int) -> None:
         """Show that `step` of `total` steps are done."""
         self._progress.update(self._task, completed=step, total=total)
 
 
-class Transfers(Watcher):
+class Transfers(_Bars, Watcher):
     """One bar for each file that is being fetched, and one for all of them: bytes, rate and time left."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=quiet or not sys.stderr.isatty(),
-        )
+        super().__init__(quiet, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         self._bars: dict[str, TaskID] = {}
         self._total: TaskID | None = None
-
-    def __enter__(self) -> Transfers:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def start(self, jobs: Sequence[Job]) -> None:
         there = sum(job.file.nbytes - job.missing for job in jobs)
@@ -102,32 +95,13 @@ class Transfers(Watcher):
         self._progress.update(self._bars[file.name], visible=False)
 
 
-class TrainingProgress(TrainingWatcher):
+class TrainingProgress(_Bars, TrainingWatcher):
     """A bar over the phase that runs, and in training the loss, the learning rate and the examples in a second."""
 
     def __init__(self, quiet: bool = False) -> None:
+        super().__init__(quiet, MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
         self._quiet = quiet
-        self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            disable=quiet or not sys.stderr.isatty(),
-        )
         self._task: TaskID | None = None
-
-    def __enter__(self) -> TrainingProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def phase(self, title: str, total: int) -> None:
         if self._task is not None:

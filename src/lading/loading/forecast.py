@@ -165,7 +165,8 @@ def _phase(prepared: Prepared, call: PhaseCall, allowance: Allowance | None, rat
     if allowance is None:
         resident, prediction = prepared.resident_bytes(call), _within(prospect, traces, _EVERYTHING, rates)
         slots = streamed = host_bytes = 0
-        others = prediction.plan.other_bytes - prediction.outline.fixed.nbytes + held
+        outline = prediction.outline
+        others = prediction.plan.other_bytes - outline.fixed.nbytes - outline.rows_bytes(traces) + held
         peak = resident + traced.activation_bytes + others
     else:
         prediction = _within(prospect, traces, allowed(prepared, call, allowance), rates)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch.nn import init
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import UninitializedParameter
+from torch.overrides import TorchFunctionMode
+
+_FILLS = {"uniform_", "normal_", "fill_", "zero_"} | {
+    name for name in dir(init) if name.endswith("_") and not name.startswith("_")
+}
+"""Names of what fills parameters, torch's and transformers' own. On the meta device torch works out in Python what it
+would have to do, which is most of the time in which a text encoder is built."""
 
 
 @contextmanager
@@ -31,7 +40,8 @@ def skip_model_initialization(device: str | torch.device = "meta") -> Iterator[N
     contexts = _contexts()
     contexts.append(_Context(torch.device(device)))
     try:
-        yield
+        with _NothingToFill():
+            yield
     finally:
         contexts.pop()
 
@@ -56,6 +66,23 @@ class _Context:
         placed.__dict__.update(parameter.__dict__)
         self._moved[id(parameter)] = (weakref.ref(parameter), placed)
         return placed
+
+
+class _NothingToFill(TorchFunctionMode):
+    """Leaves tensors without memory as they are."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if getattr(function, "__name__", None) in _FILLS:
+            filled = args[0] if args else (kwargs or {}).get("tensor")  # torch.nn.init names it
+            if isinstance(filled, torch.Tensor) and filled.is_meta:
+                return filled
+        return function(*args, **(kwargs or {}))
 
 
 _ACTIVE = threading.local()

@@ -12,8 +12,8 @@ from math import exp, log, log2
 from lading.memory.operations import Operation
 from lading.memory.trace import Call
 
-_FEWEST_BYTES = 256 << 20
-"""Less than this tells nothing about a disk."""
+FEWEST_BYTES = 256 << 20
+"""Less than this tells nothing about a disk or a bus."""
 
 
 @dataclass(frozen=True)
@@ -130,4 +130,4 @@ class Meter:
     @property
     def bytes_per_second(self) -> float | None:
         """The rate so far; None while too little was moved to tell."""
-        return self._nbytes / self._seconds if self._nbytes >= _FEWEST_BYTES and self._seconds > 0 else None
+        return self._nbytes / self._seconds if self._nbytes >= FEWEST_BYTES and self._seconds > 0 else None
