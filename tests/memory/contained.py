@@ -142,7 +142,7 @@ CASES: dict[str, Case] = {
     ),
     "UMT5": Case(_umt5, lambda: {"input_ids": torch.arange(0, 256384, 4000)[None]}),
     "T5": Case(_t5, lambda: {"input_ids": torch.zeros(1, 64, dtype=torch.int64)}),
-    "AutoencoderKL": Case(_vae, lambda: {"z": _empty(1, 4, 32, 32)}, "decode"),
+    "AutoencoderKL": Case(_vae, lambda: {"z": _empty(1, 4, 24, 24)}, "decode"),
 }
 
 
