@@ -296,7 +296,7 @@ class Engine:
                 self._outdate(seat)
         for store in self._slots:
             self._held.give_back(store)
-        self._slots = [self._home.store(placement.slot_bytes) for _ in placement.slots]
+        self._slots = [self._home.store(nbytes) for nbytes in placement.slot_sizes]
         self._holds = [None] * len(self._slots)
         self._seats = []
         for unit, image in enumerate(self._images):
@@ -347,7 +347,10 @@ class Engine:
 
     def _bring(self, seat: _Seat) -> None:
         """Start to fill a seat; whatever its slot held, or was to hold, goes."""
+        nbytes = seat.image.nbytes
         if seat.slot is not None:
+            assert self.placement is not None  # slots are a placement's
+            nbytes = self.placement.slot_sizes[seat.slot]
             held = self._holds[seat.slot]
             if held is not None:
                 self._empty(self._seats[held])
@@ -359,8 +362,7 @@ class Engine:
         if seat.unit >= 0:
             self.statistics.units[seat.unit].brought += 1
         seat.arrival, seat.filled = self._home.bring(seat.image, seat.store), True
-        slot_bytes = 0 if seat.slot is None or self.placement is None else self.placement.slot_bytes
-        self._held.take(seat.store, slot_bytes or seat.image.nbytes)
+        self._held.take(seat.store, nbytes)
 
     def _empty(self, seat: _Seat) -> None:
         """Let a seat's weights go; a store of its own gives its memory back."""
@@ -414,4 +416,4 @@ def parameter_like(before: torch.Tensor | None, tensor: torch.Tensor) -> torch.n
 
 
 def _seating(placement: Placement) -> tuple[object, ...]:
-    return placement.resident, placement.slots, placement.slot_bytes, placement.hosted
+    return placement.resident, placement.slots, placement.hosted

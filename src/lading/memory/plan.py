@@ -33,11 +33,11 @@ class ModulePlan:
 
     def __str__(self) -> str:
         placement = self.placement
-        slots = len(placement.slots) * placement.slot_bytes
+        slots = sum(placement.slot_sizes)
         rows = [
             ("limit", self.limit, ""),
             ("resident", placement.nbytes - slots, f"{len(placement.resident)} of {len(self.units)} units"),
-            ("slots", slots, f"{len(placement.slots)} of {format_size(placement.slot_bytes)}"),
+            ("slots", slots, f"{len(placement.slots)} of up to {format_size(max(placement.slot_sizes, default=0))}"),
             ("activations", self.activation_bytes, ""),
             ("other", self.other_bytes, "buffers, adapters, fixed parameters, rows, staging"),
             ("peak", self.peak_bytes, ""),

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -22,22 +21,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
-from torch.utils.flop_counter import flop_registry
 
 from lading.errors import LadingError
+from lading.memory.operations import Operation, is_free, kernel_bytes, operation_of, workspace_bytes
 
-_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
-_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
-_ON_THE_LEFT = {
-    torch.ops.aten.mm: 0,
-    torch.ops.aten.bmm: 0,
-    torch.ops.aten.addmm: 1,
-    torch.ops.aten.baddbmm: 1,
-    torch.ops.aten._scaled_mm: 0,
-}
-"""Products of matrices -> which argument is on the left side."""
-_LOOKUPS = {torch.ops.aten.embedding, torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather}
-"""Operators that read as much as they write, of whatever there is."""
 _QUESTIONS = {
     getattr(torch.Tensor, name).__get__
     for name in ("dtype", "device", "shape", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "requires_grad")
@@ -45,7 +32,6 @@ _QUESTIONS = {
 """What is asked of a tensor without its values: to ask a parameter outside its leaf does not hold it in memory."""
 _ASKED_EACH_TIME = 256
 """Storages that are asked whether they still live, about, for each operator."""
-_FREE = {"device", "_unsafe_view", "_reshape_alias", "empty", "empty_like", "new_empty", "empty_strided", "sym_size"}
 
 _MOST_SIZES = 256
 """Numbers in a tensor of sizes; what is larger is data."""
@@ -56,26 +42,6 @@ _state = threading.local()
 def is_tracing() -> bool:
     """Whether this thread runs a module to trace it: there is no data, and none is needed."""
     return getattr(_state, "tracing", False)
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What one kernel computes and touches.
-
-    Attributes:
-        operator: "product", "convolution", "attention", or torch's name of what has no FLOPs, with its variant.
-        dtype: torch's name of the dtype that it computes in.
-        flops: floating-point operations, two for a multiplication with an addition.
-        nbytes: of its inputs and outputs.
-        sizes: what its speed depends on: of a product rows, inner and columns; of a convolution channels in and out,
-            places of the kernel and of the output; of attention heads, queries, keys and their width; else the bytes.
-    """
-
-    operator: str
-    dtype: str
-    flops: int
-    nbytes: int
-    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -99,8 +65,8 @@ class Trace:
 
     Attributes:
         calls: the leaves in the order in which they run; a leaf may run twice.
-        activation_bytes: the most that inputs, intermediate tensors and workspaces take at a time; with a backward
-            pass also what is saved for it, and the gradients.
+        activation_bytes: the most that inputs, intermediate tensors and workspaces take at a time, and the code
+            of kernels that are made for them; with a backward pass also what is saved for it, and the gradients.
         fixed: names of parameters that are used outside their leaf, or by modules that call others.
         backward: the leaves in the order in which the backward pass needs them, those that it computes again included.
     """
@@ -199,7 +165,9 @@ def _traced(
                 )
     finally:
         _state.tracing = False
-    return Trace(observer.calls(), observer.peak, frozenset(observer.fixed), observer.calls(backward=True))
+    calls, back = observer.calls(), observer.calls(backward=True)
+    made = kernel_bytes((one for call in (*calls, *back) for one in call.operations), device.type)
+    return Trace(calls, observer.peak + made, frozenset(observer.fixed), back)
 
 
 def _of_its_kind(fake: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
@@ -338,9 +306,13 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = _all_nonzero(*args) if func is torch.ops.aten.nonzero.default else func(*args, **(kwargs or {}))
-        workspace = _workspace_bytes(func, args, output, self._device)
-        if self._visits and not is_free(func):
-            self._visits[-1].operations.append(operation_of(func, args, kwargs or {}, output))
+        workspace = 0
+        if not is_free(func):
+            operation = operation_of(func, args, kwargs or {}, output)
+            operands = (value for value in (*args, output) if isinstance(value, torch.Tensor))
+            workspace = workspace_bytes(operation, operands, self._device)
+            if self._visits:
+                self._visits[-1].operations.append(operation)
         known = [self._count(tensor) for tensor in tree_iter(output) if isinstance(tensor, torch.Tensor)]
         if workspace or not all(known):
             self._measure(workspace)
@@ -446,48 +418,3 @@ def _all_nonzero(tensor: torch.Tensor) -> torch.Tensor:
 
 def _reference(tensor: torch.Tensor) -> Any:
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call] # torch types it not
-
-
-@cache
-def is_free(func: Any) -> bool:
-    """Whether an operator computes nothing: it asks about tensors, views them, or takes memory."""
-    returns = func._schema.returns
-    views = all(one.alias_info is not None and not one.alias_info.is_write for one in returns)
-    return views or func._schema.name.split("::")[-1] in _FREE
-
-
-def operation_of(func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Operation:
-    """Return what an operator of the dispatcher does with these arguments; they need no data."""
-    packet = getattr(func, "_overloadpacket", None)
-    operands = [tensor for tensor in tree_iter((args, kwargs)) if isinstance(tensor, torch.Tensor)]
-    results = [tensor for tensor in tree_iter(output) if isinstance(tensor, torch.Tensor)]
-    touched = (*results, *results) if packet in _LOOKUPS else (*operands, *results)
-    nbytes = sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in touched)
-    dtype = str(next((tensor.dtype for tensor in (*results, *operands)), torch.float32)).removeprefix("torch.")
-    count = flop_registry.get(packet)
-    flops = 0 if count is None else int(count(*args, **kwargs, out_val=output))
-    if packet in _ON_THE_LEFT:
-        left, right = args[_ON_THE_LEFT[packet] :][:2]
-        return Operation("product", dtype, flops, nbytes, (left.shape[:-1].numel(), *right.shape[-2:]))
-    if func in _CONVOLUTIONS:
-        kernel, places = args[1].shape, results[0].shape[2:].numel() * results[0].shape[0]
-        return Operation("convolution", dtype, flops, nbytes, (kernel[1], kernel[0], kernel[2:].numel(), places))
-    if flops or packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-        query, key, value = args[:3]
-        sizes = (query.shape[:-2].numel(), query.shape[-2], key.shape[-2], query.shape[-1])
-        return Operation("attention", dtype, flops or _attention_flops(query, key, value), nbytes, sizes)
-    variants = [value for value in (*args, *kwargs.values()) if isinstance(value, str)]
-    return Operation(" ".join((getattr(packet, "__name__", str(packet)), *variants)), dtype, 0, nbytes, (nbytes,))
-
-
-def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
-    """Two products: of queries with keys, and of what that gives with values."""
-    return 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-
-
-def _workspace_bytes(func: Any, args: Any, output: Any, device: str) -> int:
-    """What a kernel takes beside its inputs and outputs: oneDNN and cuDNN may lay all of them out anew."""
-    if func in _CONVOLUTIONS or (func in _PRODUCTS and device == "cpu"):
-        operands = [tensor for tensor in (*args, output) if isinstance(tensor, torch.Tensor)]
-        return sum(tensor.nbytes for tensor in operands)
-    return 0
