@@ -73,7 +73,7 @@ def signatures(model_class: str | None) -> Iterator[Signature]:
 def _look_at(part: Part, model_class: str | None) -> Finding:
     """Compare a part, with and without its wrapping prefixes, with all signatures, or with those of a class."""
     fits: list[Fit] = []
-    partial: list[tuple[Fit, Part]] = []
+    partial: list[tuple[int, Fit, Part]] = []
     reasons: list[str] = []
     for view in unwrap(part):
         patterns = patterns_of(view.shapes)
@@ -84,7 +84,9 @@ def _look_at(part: Part, model_class: str | None) -> Finding:
         reasons += why_not
         fits += these
         if len(patterns) >= _PARTIAL_PATTERNS:
-            partial += [(fit, view) for fit in these if fit.score >= _PARTIAL_SCORE and not fit.extra]
+            able = [fit for fit in these if fit.score >= _PARTIAL_SCORE and not fit.extra]
+            lists = _whole_lists(view)
+            partial += [(_refuting(fit, lists), fit, view) for fit in able]
     for view in without_shared_prefix(part):
         patterns = patterns_of(view.shapes)
         finding, _ = _complete_finding(part, view, [one.fit(patterns) for one in signatures(model_class)])
@@ -114,17 +116,16 @@ def _complete_finding(part: Part, view: Part, fits: list[Fit]) -> tuple[Finding 
     return Finding(part, tuple(candidates), (*problems, *holes(view)), (), True), reasons
 
 
-def _partial_finding(part: Part, partial: list[tuple[Fit, Part]], fits: list[Fit], reasons: list[str]) -> Finding:
-    """What a file with missing tensors is: all networks that know what is there, as far as nothing refutes them.
+def _partial_finding(part: Part, partial: list[tuple[int, Fit, Part]], fits: list[Fit], reasons: list[str]) -> Finding:
+    """What a file with missing tensors is: the networks that know all that is there and that the least refutes.
 
     How much is missing says nothing about which of them it is.
     """
-    whole = {id(view): _whole_lists(view) for _, view in partial}
-    refuting = [_refuting(fit, whole[id(view)]) for fit, view in partial]
+    least = min((refuting for refuting, _, _ in partial), default=0)
     candidates: list[Candidate] = []
     problems: list[str] = list(dict.fromkeys(reasons))
-    for (fit, view), refuted in zip(partial, refuting, strict=True):
-        if refuted > min(refuting):
+    for refuting, fit, view in partial:
+        if refuting > least:
             continue
         resolved = _resolve(fit.signature, view)
         if not fit.missing and not resolved.lacks_tensors:
@@ -139,7 +140,7 @@ def _partial_finding(part: Part, partial: list[tuple[Fit, Part]], fits: list[Fit
         if new:
             problems += [remark for remark in (*remarks, *holes(view)) if remark not in problems]
     best: dict[str, float] = {}
-    for fit, _ in partial:
+    for _, fit, _ in partial:
         best[fit.signature.family] = max(fit.score, best.get(fit.signature.family, 0.0))
     candidates.sort(key=lambda one: best[one.family], reverse=True)  # of a family, the order of its file
     return Finding(part, tuple(candidates), tuple(problems), tuple(fits), False)
