@@ -109,9 +109,10 @@ def workspace_bytes(operation: Operation, touched: Iterable[torch.Tensor], devic
         return min(sum(tensor.nbytes for tensor in touched), threads * _PRODUCT_BYTES)
     if operation.operator == "attention":
         heads, queries, keys, width = operation.sizes
-        rows, columns = min(queries, _BLOCK_ROWS), min(keys, _BLOCK_COLUMNS)
+        rows, columns = max(min(queries, _BLOCK_ROWS), 1), min(keys, _BLOCK_COLUMNS)
         packed = 2 * heads * keys * -(-width // _PACKED_WIDTH) * _PACKED_WIDTH * 2 if _is_half(operation) else 0
-        return packed + threads * rows * (columns * 6 + width * 4)
+        busy = min(threads, heads * -(-queries // rows))
+        return packed + busy * rows * (columns * 6 + width * 4)
     return 0
 
 
