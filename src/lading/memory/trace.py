@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,7 +32,8 @@ _QUESTIONS = {
 """What is asked of a tensor without its values: to ask a parameter outside its leaf does not hold it in memory."""
 _ASKED_EACH_TIME = 256
 """Storages that are asked whether they still live, about, for each operator."""
-
+_MOST_SIZES = 256
+"""Numbers in a tensor of sizes; what is larger is data."""
 
 _state = threading.local()
 
@@ -91,7 +93,8 @@ def trace(
     """Run a module on fake tensors and note what it does; neither its weights nor its inputs need data.
 
     Args:
-        args: tensors of any device, the meta device included; only shapes, dtypes, places and `requires_grad` count.
+        args: tensors of any device, the meta device included; only shapes, dtypes, places and `requires_grad` count,
+            and where the module decides by them the values of small integral ones, such as sizes.
         entry: the method to call.
         device: where the module computes; it need not be there.
         backward: go back from the outputs too.
@@ -100,9 +103,29 @@ def trace(
     Raises:
         LadingError: the module cannot be copied, or decides by values that only real data has.
     """
-    module = _twin(module)
+    given = args, dict(kwargs or {})
+    holds_sizes = any(isinstance(value, torch.Tensor) and _may_be_sizes(value) for value in tree_iter(given))
+    try:
+        try:
+            return _traced(_twin(module), given, entry, torch.device(device), backward, recorder, with_sizes=False)
+        except DataDependentOutputException:
+            if not holds_sizes:
+                raise
+            return _traced(_twin(module), given, entry, torch.device(device), backward, recorder, with_sizes=True)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
+        raise LadingError(f"{type(module).__name__} cannot be traced with these inputs: {error}") from error
+
+
+def _traced(
+    module: torch.nn.Module,
+    given: Any,
+    entry: str,
+    device: torch.device,
+    backward: bool,
+    recorder: TorchDispatchMode | None,
+    with_sizes: bool,
+) -> Trace:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    device = torch.device(device)
     place = torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -111,6 +134,13 @@ def trace(
             return torch.empty_strided(
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device=place, requires_grad=needs_gradient
             )
+
+    def made(tensor: torch.Tensor) -> torch.Tensor:
+        if not with_sizes or not _may_be_sizes(tensor):
+            return fake(tensor)
+        values = tensor.tolist()
+        with mode:
+            return torch.tensor(values, dtype=tensor.dtype).reshape(tensor.shape)
 
     state: dict[str, torch.Tensor] = {}
     twins: dict[int, torch.Tensor] = {}
@@ -121,23 +151,22 @@ def trace(
         if id(tensor) not in twins:
             twins[id(tensor)] = _of_its_kind(fake(tensor), tensor)
         state[name] = twins[id(tensor)]
-    inputs = tree_map_only(torch.Tensor, fake, (args, dict(kwargs or {})))
     observer = _Observer(module, state, device.type)
     _state.tracing = True
     try:
-        with torch.set_grad_enabled(backward), mode, observer.watching(), observer, recorder or nullcontext():
-            observer.admit(tree_iter(inputs))
-            run = _Run(module, entry, observer.turn if backward else None)
-            torch.func.functional_call(
-                run, {f"module.{name}": tensor for name, tensor in state.items()}, *inputs, tie_weights=False
-            )
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
-        raise LadingError(f"{type(module).__name__} cannot be traced with these inputs: {error}") from error
+        with torch.set_grad_enabled(backward), _small_values_known(with_sizes):
+            inputs = tree_map_only(torch.Tensor, made, given)
+            with mode, observer.watching(), observer, recorder or nullcontext():
+                observer.admit(tree_iter(inputs))
+                run = _Run(module, entry, observer.turn if backward else None)
+                torch.func.functional_call(
+                    run, {f"module.{name}": tensor for name, tensor in state.items()}, *inputs, tie_weights=False
+                )
     finally:
         _state.tracing = False
     calls, back = observer.calls(), observer.calls(backward=True)
-    made = kernel_bytes((one for call in (*calls, *back) for one in call.operations), device.type)
-    return Trace(calls, observer.peak + made, frozenset(observer.fixed), back)
+    code_bytes = kernel_bytes((one for call in (*calls, *back) for one in call.operations), device.type)
+    return Trace(calls, observer.peak + code_bytes, frozenset(observer.fixed), back)
 
 
 def _of_its_kind(fake: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
@@ -147,6 +176,23 @@ def _of_its_kind(fake: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
         if hasattr(tensor, "as_tensor"):  # how diffusers' quantised parameters give their bytes
             fake.as_tensor = lambda: fake  # type: ignore[attr-defined] # torch's tensors have none
     return fake
+
+
+def _may_be_sizes(tensor: torch.Tensor) -> bool:
+    """Whether an input may hold the sizes of something; a mask does not, as its worst case is what counts."""
+    integral = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+    return integral and tensor.device.type == "cpu" and tensor.numel() <= _MOST_SIZES
+
+
+@contextmanager
+def _small_values_known(known: bool) -> Iterator[None]:
+    """Let torch compute with what small tensors hold, where it knows it, as it does with single numbers."""
+    before = fake_tensor.CONSTANT_NUMEL_LIMIT
+    fake_tensor.CONSTANT_NUMEL_LIMIT = max(before, _MOST_SIZES) if known else before
+    try:
+        yield
+    finally:
+        fake_tensor.CONSTANT_NUMEL_LIMIT = before
 
 
 def _twin(module: torch.nn.Module) -> torch.nn.Module:
@@ -258,7 +304,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
                 handle.remove()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
+        output = _all_nonzero(*args) if func is torch.ops.aten.nonzero.default else func(*args, **(kwargs or {}))
         workspace = 0
         if not is_free(func):
             operation = operation_of(func, args, kwargs or {}, output)
@@ -362,6 +408,11 @@ class _ParameterUse(TorchFunctionMode):
             if isinstance(value, FakeTensor):
                 self._use(value)
         return func(*args, **(kwargs or {}))
+
+
+def _all_nonzero(tensor: torch.Tensor) -> torch.Tensor:
+    """The places of the most that can be nonzero: data tells how many are, and any number of them has to fit."""
+    return tensor.new_empty((tensor.numel(), tensor.ndim), dtype=torch.int64)
 
 
 def _reference(tensor: torch.Tensor) -> Any:
