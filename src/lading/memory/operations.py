@@ -28,8 +28,8 @@ _BLOCK_ROWS, _BLOCK_COLUMNS = 256, 512
 """Queries and keys that a thread of torch's attention looks at together; see its FlashAttentionKernel.cpp."""
 _PACKED_WIDTH = 64
 """Keys and values in half precision are packed as if their width were a multiple of this."""
-_KERNEL_BYTES = 1 << 20
-"""Of one kernel: 0.1 to 0.6 MB were measured for convolutions, 0.8 to 1.4 for products."""
+_KERNEL_BYTES = {"convolution": 1 << 19, "product": 1 << 20, "attention": 1 << 20}
+"""Of one kernel's code: 0.1 to 0.6 MB were measured for convolutions, 0.8 to 1.4 for products."""
 _FREE = {"device", "_unsafe_view", "_reshape_alias", "empty", "empty_like", "new_empty", "empty_strided", "sym_size"}
 
 
@@ -109,19 +109,22 @@ def workspace_bytes(operation: Operation, touched: Iterable[torch.Tensor], devic
         return min(sum(tensor.nbytes for tensor in touched), threads * _PRODUCT_BYTES)
     if operation.operator == "attention":
         heads, queries, keys, width = operation.sizes
-        rows, columns = min(queries, _BLOCK_ROWS), min(keys, _BLOCK_COLUMNS)
+        rows, columns = max(min(queries, _BLOCK_ROWS), 1), min(keys, _BLOCK_COLUMNS)
         packed = 2 * heads * keys * -(-width // _PACKED_WIDTH) * _PACKED_WIDTH * 2 if _is_half(operation) else 0
-        return packed + threads * rows * (columns * 6 + width * 4)
+        busy = min(threads, heads * -(-queries // rows))
+        return packed + busy * rows * (columns * 6 + width * 4)
     return 0
 
 
 def kernel_bytes(operations: Iterable[Operation], device: str) -> int:
-    """Return what libraries keep of the code that they make for kernels, of each kind once: oneDNN's in half precision
-    on the CPU counts.
+    """Return what libraries keep of the code that they make for kernels, of each kind once.
+
+    What oneDNN makes in half precision on the CPU counts, where it is less than the tensors that it is made for.
     """
     if device != "cpu":
         return 0
-    return _KERNEL_BYTES * sum(1 for one in set(operations) if one.flops and _is_half(one))
+    codes = ((one, _KERNEL_BYTES.get(one.operator, 0)) for one in set(operations) if _is_half(one))
+    return sum(nbytes for one, nbytes in codes if nbytes <= one.nbytes)
 
 
 def _is_half(operation: Operation) -> bool:

@@ -32,7 +32,6 @@ _QUESTIONS = {
 """What is asked of a tensor without its values: to ask a parameter outside its leaf does not hold it in memory."""
 _ASKED_EACH_TIME = 256
 """Storages that are asked whether they still live, about, for each operator."""
-
 _MOST_SIZES = 256
 """Numbers in a tensor of sizes; what is larger is data."""
 
@@ -166,8 +165,8 @@ def _traced(
     finally:
         _state.tracing = False
     calls, back = observer.calls(), observer.calls(backward=True)
-    kernels = kernel_bytes((one for call in (*calls, *back) for one in call.operations), device.type)
-    return Trace(calls, observer.peak + kernels, frozenset(observer.fixed), back)
+    code_bytes = kernel_bytes((one for call in (*calls, *back) for one in call.operations), device.type)
+    return Trace(calls, observer.peak + code_bytes, frozenset(observer.fixed), back)
 
 
 def _of_its_kind(fake: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
