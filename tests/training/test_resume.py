@@ -10,6 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +202,59 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (folder / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"state\.json: it cannot be read"):
         checkpoints.restore(state)
+
+
+def _killed_at(moment: int, act: Callable[[], object]) -> bool:
+    """Do something in a process that is killed at the n-th time it syncs, renames or removes; tell whether it was."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads, which a process that only writes files does without
+        child = os.fork()
+    if child:
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    turns = count()
+
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            if next(turns) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return counted
+
+    for name in ("fsync", "replace", "rename", "unlink", "rmdir"):
+        setattr(os, name, dying(getattr(os, name)))
+    act()
+    os._exit(0)
+
+
+def test_a_kill_at_any_moment_of_writing_a_checkpoint_leaves_a_whole_one(tmp_path: Path) -> None:
+    settings, state = _state(0.9)
+    before = {name: tensor.detach().clone() for name, tensor in state.parameters.items()}
+    found = []
+    for moment in count():
+        folder = tmp_path / str(moment)
+        checkpoints = Checkpoints(folder, 1, settings, {})
+        _fill(state, 1, before)
+        checkpoints.save(state)
+        _fill(state, 2, {name: tensor + 1 for name, tensor in before.items()})
+        killed = _killed_at(moment, partial(checkpoints.save, state))
+        checkpoints.restore(state)
+        found.append(state.step)
+        for name, tensor in state.parameters.items():
+            assert torch.equal(tensor, before[name] + state.step - 1)
+        if not killed:
+            break
+        _fill(state, 3, before)
+        checkpoints.save(state)
+        assert [entry.name for entry in folder.iterdir()] == ["step-000003"]
+    assert found == sorted(found) and {1, 2} == set(found) and len(found) > 10
+
+
+def _fill(state: Any, step: int, values: dict[str, torch.Tensor]) -> None:
+    state.step = step
+    with torch.no_grad():
+        for name, parameter in state.parameters.items():
+            parameter.copy_(values[name])
 
 
 def test_only_safetensors_and_json_are_in_a_checkpoint_and_old_ones_go(tmp_path: Path) -> None:
