@@ -72,17 +72,17 @@ def runs(tiny_model: Callable[[str], Path], pictures: Path, tmp_path_factory: py
     return out
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_two_processes_under_a_limit_learn_what_one_learns_from_the_same_batches_without(runs: Path) -> None:
     Twice(runs / "one/streamed", runs / "two/streamed").require_alike(LORA_FILE)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_processes_that_hold_the_denoiser_together_teach_adapters_what_one_does(runs: Path) -> None:
     Twice(runs / "one/lora", runs / "two/lora").require_alike(LORA_FILE)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_whole_denoiser_that_processes_hold_together_is_trained_stopped_drawn_with_and_saved_whole(
     runs: Path,
 ) -> None:
