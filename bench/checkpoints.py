@@ -88,7 +88,7 @@ def write_model(model: torch.nn.Module, folder: Path, dtype: torch.dtype, shards
     """
     folder.mkdir(exist_ok=True)
     stem = _write_config(model, folder)
-    shapes = {name: parameter.shape for name, parameter in sorted(model.named_parameters())}
+    shapes = {name: tensor.shape for name, tensor in sorted(model.state_dict().items())}
     if shards == 1:
         write_random(folder / f"{stem}.safetensors", shapes, dtype)
         return

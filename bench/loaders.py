@@ -126,20 +126,11 @@ def diffusers_pipeline(folder: Path, dtype: torch.dtype) -> Load:
     return _of_pipeline(lambda model: DiffusionPipeline.from_pretrained(model, dtype=dtype).components, folder)
 
 
-def lading_side_by_side(folder: Path, dtype: torch.dtype) -> Load:
+def lading_components(folder: Path, dtype: torch.dtype) -> Load:
     """Load all components with lading."""
     from lading import load_components
 
     return _of_pipeline(lambda model: load_components(model, torch_dtype=dtype), folder)
-
-
-def lading_in_turn(folder: Path, dtype: torch.dtype) -> Load:
-    """Load one component after another with lading."""
-    from lading import load_component
-
-    index = json.loads((folder / "model_index.json").read_text())
-    names = [name for name, value in index.items() if isinstance(value, list) and value[0]]
-    return _of_pipeline(lambda model: {name: load_component(model, name, torch_dtype=dtype) for name in names}, folder)
 
 
 RAW = "raw reads"
@@ -155,8 +146,7 @@ WAYS = {
     "transformers from_pretrained": Way(from_pretrained),
     "lading.load_model": Way(lading_model),
     "DiffusionPipeline.from_pretrained": Way(diffusers_pipeline),
-    "lading.load_component, one after another": Way(lading_in_turn),
-    "lading.load_components": Way(lading_side_by_side),
+    "lading.load_components": Way(lading_components),
 }
 
 

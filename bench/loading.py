@@ -22,12 +22,7 @@ from lading.host import available_memory
 WARM = "warm"
 PEERS = ("fastsafetensors", "runai-model-streamer")
 _TEXT_ENCODER = (RAW, SAFETENSORS, "lading.load_state_dict", "transformers from_pretrained", "lading.load_model")
-_PIPELINE = (
-    RAW,
-    "DiffusionPipeline.from_pretrained",
-    "lading.load_component, one after another",
-    "lading.load_components",
-)
+_PIPELINE = (RAW, "DiffusionPipeline.from_pretrained", "lading.load_components")
 _DENOISER = tuple(way for way in WAYS if way not in ("transformers from_pretrained", *_PIPELINE[1:]))
 _CAST = (SAFETENSORS, "lading.load_state_dict", "diffusers from_pretrained", "lading.load_model")
 

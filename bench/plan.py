@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -21,8 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 import lading
 from bench.checkpoints import write_model
-from bench.disk import drop_from_cache
-from bench.runs import BUILD, Series, interleave, machine
+from bench.runs import BUILD, ROOT, environment, machine
 from lading.catalog import component_config, find_repository
 from lading.catalog.architecture import Extent
 from lading.catalog.construction import model_class
@@ -31,8 +30,10 @@ from lading.loading.examples import example_call
 from lading.report.sampling import Sampler, measure_of
 
 _CACHE = "XDG_CACHE_HOME"
-_SETTLED = 3
-"""Calls before a plan stands: the first two are measured, and the third goes by what they told."""
+_SETTLED = 2
+"""Calls before a plan stands: it goes by what they told."""
+_KERNEL_SECONDS = 20.0
+"""That a model's own kernels are measured for."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,21 @@ class Case:
 
 
 CASES = {
-    "FLUX.1": Case("black-forest-labs/FLUX.1-dev", cut={"num_layers": 2, "num_single_layers": 4}),
-    "Qwen-Image": Case("Qwen/Qwen-Image", cut={"num_layers": 3}),
     "SD1.5": Case("stable-diffusion-v1-5/stable-diffusion-v1-5", "unet", sizes={"height": 512, "width": 512}),
+    "LTX-Video": Case(
+        "Lightricks/LTX-Video", cut={"num_layers": 14}, sizes={"height": 256, "width": 256, "num_frames": 9}
+    ),
     "SD3.5-large": Case("stabilityai/stable-diffusion-3.5-large", cut={"num_layers": 5}),
+    "Qwen-Image": Case("Qwen/Qwen-Image", cut={"num_layers": 3}),
     "Wan2.1-14B": Case(
         "Wan-AI/Wan2.1-T2V-14B-Diffusers",
         cut={"num_layers": 3},
         sizes={"height": 256, "width": 256, "num_frames": 5},
     ),
-    "LTX-Video": Case(
-        "Lightricks/LTX-Video", cut={"num_layers": 14}, sizes={"height": 256, "width": 256, "num_frames": 9}
-    ),
+    "FLUX.1": Case("black-forest-labs/FLUX.1-dev", cut={"num_layers": 2, "num_single_layers": 4}),
     "Z-Image": Case("Tongyi-MAI/Z-Image", cut={"n_layers": 6}),
 }
+"""From small to large."""
 _COLUMNS = (
     "model",
     "weights GB",
@@ -83,47 +85,40 @@ def main(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m bench plan")
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES), help="(default: all)")
     parser.add_argument("--limits", type=int, nargs="+", default=[40, 60, 80], help="in percent of the weights")
-    parser.add_argument("--steps", type=int, default=7, help=f"of each run, the first {_SETTLED} not counted")
+    parser.add_argument("--steps", type=int, default=2, help=f"that are measured, after {_SETTLED} others")
     options = parser.parse_args(arguments)
     BUILD.mkdir(exist_ok=True)
-    print(f"\nDenoisers in bfloat16, random weights, {options.steps} steps each; {machine()}\n")
+    print(f"\nDenoisers in bfloat16, random weights; {machine()}\n")
     print(f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}", flush=True)
-    for name in options.models:
-        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-            _print_rows(name, Path(folder), options.limits, options.steps)
+    with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
+        os.environ[_CACHE] = str(Path(scratch) / "cache")
+        for name in options.models:
+            with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                for cells in _rows(CASES[name], Path(folder) / "model", options.limits, options.steps):
+                    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def _print_rows(name: str, scratch: Path, percents: Sequence[int], steps: int) -> None:
-    case, folder = CASES[name], scratch / "model"
+def _rows(case: Case, folder: Path, percents: Sequence[int], steps: int) -> Iterator[list[str]]:
     write_case(case, folder)
-    files = sorted((folder / case.component).glob("*.safetensors"))
-    nbytes = sum(file.stat().st_size for file in files)
-    os.environ[_CACHE] = str(scratch / "cache")
+    nbytes = sum(file.stat().st_size for file in (folder / case.component).glob("*.safetensors"))
     request: dict[str, Any] = {**case.sizes, "steps": 10, "guidance_scale": 1.0, "torch_dtype": "bfloat16"}
-    calibrate_for(folder, nbytes, **request)
-    plan = lading.plan(folder, nbytes, require_fit=False, **request)
-    extent = Extent(1, num_frames=1, tokens=plan.prompt_tokens)
-    extent = Extent(**{**vars(extent), **case.sizes})
+    calibrate_for(folder, nbytes, seconds=_KERNEL_SECONDS, **request)
+    least = lading.plan(folder, nbytes, require_fit=False, **request)
+    limits = [max(nbytes * percent // 100, least.minimum_memory) for percent in percents]
+    plans = [lading.plan(folder, limit, **request) for limit in limits]
+    extent = {"batch": 1, "num_frames": 1, "tokens": least.prompt_tokens, **case.sizes}
+    job = {"folder": str(folder), "component": case.component, "limits": limits, "steps": steps, "extent": extent}
     gc.collect()
-    for percent in percents:
-        limit = max(nbytes * percent // 100, plan.minimum_memory)
-        predicted = lading.plan(folder, limit, **request)
-        job = json.dumps({"folder": str(folder), "component": case.component, "limit": limit, "steps": steps})
-        command = [sys.executable, "-m", "bench.plan", job, json.dumps(vars(extent))]
-        measured = interleave({name: command}, 1, lambda: drop_from_cache(files))[name]
-        cells = [name, f"{nbytes / 1e9:.2f}", f"{limit / 1e9:.2f}", *_figures(predicted, measured)]
-        print(f"| {' | '.join(cells)} |", flush=True)
-    shutil.rmtree(folder)
-
-
-def _figures(predicted: lading.loading.Plan, measured: Series) -> list[str]:
-    if measured.failure is not None:
-        return [f"cannot: {measured.failure}", *["-"] * 5]
-    pairs = (
-        (predicted.peak_bytes / 1e9, measured.median("peak") / 1e9),
-        (predicted.seconds_per_step, measured.median("step")),
-    )
-    return [cell for said, found in pairs for cell in (f"{said:.2f}", f"{found:.2f}", f"{found / said:.2f}")]
+    command = [sys.executable, "-m", "bench.plan", json.dumps(job)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()) as run:
+        assert run.stdout is not None
+        for plan, line in zip(plans, run.stdout, strict=False):
+            found = json.loads(line)
+            pairs = (plan.peak_bytes / 1e9, found["peak"] / 1e9), (plan.seconds_per_step, found["step"])
+            figures = [cell for said, seen in pairs for cell in (f"{said:.2f}", f"{seen:.2f}", f"{seen / said:.2f}")]
+            yield [f"{nbytes / 1e9:.2f}", f"{(plan.memory_limit or 0) / 1e9:.2f}", *figures]
+    if run.returncode:
+        sys.exit(f"{folder}: the run ended with status {run.returncode}")
 
 
 def write_case(case: Case, folder: Path) -> None:
@@ -140,31 +135,33 @@ def write_case(case: Case, folder: Path) -> None:
     write_model(model, folder / case.component, torch.bfloat16)
 
 
-def measure(job: Mapping[str, Any], extent: Extent) -> dict[str, float]:
-    """Load a denoiser under a limit and call it step after step.
+def measure(job: Mapping[str, Any]) -> Iterator[dict[str, float]]:
+    """Load a denoiser under one limit after another, and call it step after step.
 
-    Returns:
-        seconds of a step, the median of those after the plan has settled, and the most memory that was taken beside
-        what the process takes without the model, in bytes.
+    Yields:
+        for each limit, the seconds of a step, the median of those after the plan has settled, and the most memory that
+        was taken beside what the process took before the first, in bytes.
     """
     taken = measure_of("cpu")
     assert taken is not None
     _warm_up()
     before = taken()
-    sampler = Sampler(taken)
-    model = lading.load_component(
-        job["folder"], job["component"], torch_dtype="bfloat16", memory_limit=int(job["limit"])
-    )
-    (arguments,) = (kwargs for _, kwargs in example_call(model, extent).values())
-    given = tree_map_only(torch.Tensor, _filled, dict(arguments))
-    seconds = []
-    with torch.no_grad():
-        for _ in range(job["steps"]):
-            start = time.perf_counter()
-            model(**given)
-            seconds.append(time.perf_counter() - start)
-    sampler.stop()
-    return {"step": median(seconds[_SETTLED:]), "peak": float(max(sampler.values) - before)}
+    for limit in job["limits"]:
+        sampler = Sampler(taken)
+        model = lading.load_component(job["folder"], job["component"], torch_dtype="bfloat16", memory_limit=limit)
+        (arguments,) = (kwargs for _, kwargs in example_call(model, Extent(**job["extent"])).values())
+        given = tree_map_only(torch.Tensor, _filled, dict(arguments))
+        seconds = []
+        with torch.no_grad():
+            for _ in range(_SETTLED + job["steps"]):
+                start = time.perf_counter()
+                model(**given)
+                seconds.append(time.perf_counter() - start)
+        sampler.stop()
+        yield {"step": median(seconds[_SETTLED:]), "peak": float(max(sampler.values) - before)}
+        lading.manager_of(model).release()
+        del model
+        gc.collect()
 
 
 def _filled(blank: torch.Tensor) -> torch.Tensor:
@@ -188,4 +185,5 @@ def _warm_up() -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(sys.argv[1]), Extent(**json.loads(sys.argv[2])))))
+    for figures in measure(json.loads(sys.argv[1])):
+        print(json.dumps(figures), flush=True)

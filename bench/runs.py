@@ -58,8 +58,6 @@ def interleave(
 
     A program that fails is not run again.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}  # peers' as well
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed: compiled
     series = {name: Series() for name in programs}
     names = list(programs)
     for turn in range(rounds):
@@ -68,7 +66,7 @@ def interleave(
             if series[name].failure is not None:
                 continue
             before_each()
-            run = subprocess.run(programs[name], capture_output=True, text=True, cwd=ROOT, env=environment)
+            run = subprocess.run(programs[name], capture_output=True, text=True, cwd=ROOT, env=environment())
             if run.returncode == 0:
                 series[name].runs.append(json.loads(run.stdout.splitlines()[-1]))
             else:
@@ -76,6 +74,13 @@ def interleave(
                 reason = "killed, for want of memory" if killed else (run.stderr.splitlines() or ["no message"])[-1]
                 series[name] = Series(failure=reason)
     return series
+
+
+def environment() -> dict[str, str]:
+    """That programs run in, peers' as well: with this repository, and compiled as what is installed is."""
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}
+    found.pop("PYTHONDONTWRITEBYTECODE", None)
+    return found
 
 
 def print_failures(results: Iterable[Mapping[str, Series]]) -> None:

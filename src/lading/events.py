@@ -14,6 +14,12 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 Moment: TypeAlias = "float | Callable[[], float]"
 """Seconds on the clock of `time.perf_counter`; a device tells them when it has come so far."""
 
+
+def seconds_of(moment: Moment) -> float:
+    """Return a moment's seconds; wait for the device if it has not come so far."""
+    return moment() if callable(moment) else moment
+
+
 Kind: TypeAlias = Literal["load", "open", "read", "copy", "trace", "wait", "held"]
 
 

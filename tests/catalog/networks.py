@@ -198,6 +198,39 @@ def _wan(config: dict[str, Any], vace: bool) -> dict[str, Any]:
     return {**config, "vace_layers": [0], "vace_in_channels": 7} if vace else config
 
 
+def wan_animate() -> Configs:
+    return entries(
+        {
+            "num_attention_heads": few,
+            "latent_channels": st.integers(1, 20),
+            "out_channels": st.integers(1, 20),
+            "text_dim": eights(),
+            "freq_dim": eights(),
+            "ffn_dim": eights(),
+            "image_dim": eights(),
+            "motion_encoder_size": st.sampled_from([8, 16, 32]),
+            "motion_style_dim": eights(),
+            "motion_dim": st.integers(1, 20),
+            "motion_encoder_dim": eights(),
+            "face_encoder_hidden_dim": eights(),
+            "face_encoder_num_heads": few,
+            "inject_face_latents_blocks": few,
+            "adapters": few,
+        }
+    ).map(_wan_animate)
+
+
+def _wan_animate(config: dict[str, Any]) -> dict[str, Any]:
+    adapters = config.pop("adapters")
+    return {
+        **config,
+        "attention_head_dim": 128,
+        "in_channels": 2 * config["latent_channels"] + 4,
+        "added_kv_proj_dim": config["num_attention_heads"] * 128,
+        "num_layers": config["inject_face_latents_blocks"] * adapters,
+    }
+
+
 def wan_animate_2() -> Configs:
     return entries(
         {
@@ -454,6 +487,7 @@ TRANSFORMERS: dict[str, Configs] = {
     "diffusers.ZImageControlNetModel": z_image_controlnet(),
     "diffusers.WanTransformer3DModel": wan(),
     "diffusers.WanVACETransformer3DModel": wan(vace=True),
+    "diffusers.WanAnimateTransformer3DModel": wan_animate(),
     "diffusers.WanAnimate2Transformer3DModel": wan_animate_2(),
     "diffusers.LTXVideoTransformer3DModel": ltx_video(),
     "diffusers.LTX2VideoTransformer3DModel": ltx2(),

@@ -59,6 +59,23 @@ H3 = {
     "time_embed_dim": 8,
     "rope_freq_dim": 2,
 }
+
+
+def with_beside(convert: Callable[[Tensors], Tensors], *names: str) -> Callable[[Tensors, dict[str, Any]], Tensors]:
+    """A converter that takes tensors for granted that it throws away."""
+    return lambda tensors, _: convert({**tensors, **{name: torch.zeros(1) for name in names}})
+
+
+def flux2_vae(tensors: Tensors, config: dict[str, Any]) -> Tensors:
+    """As an older autoencoder, after what is different has been put where that has it."""
+    older = {
+        key.replace("encoder.quant_conv", "quant_conv").replace("decoder.post_quant_conv", "post_quant_conv"): tensor
+        for key, tensor in tensors.items()
+    }
+    norm = {key: older.pop(key) for key in list(older) if key.startswith("bn.")}
+    return {**converters.convert_ldm_vae_checkpoint(older, config), **norm}
+
+
 CASES: dict[str, tuple[str, str, str, dict[str, Any], Callable[[Tensors, dict[str, Any]], Tensors]]] = {
     "Stable Diffusion UNet": (
         "stable_diffusion",
@@ -152,6 +169,58 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any], Callable[[Tensors, dict[st
         | {"text_num_key_value_heads": 1, "text_intermediate_size": 8, "num_text_layers": 2},
         lambda tensors, _: converters.convert_krea2_transformer_checkpoint_to_diffusers(tensors),
     ),
+    "Wan-Animate": (
+        "wan",
+        "diffusers.WanAnimateTransformer3DModel",
+        "",
+        small("wan", "diffusers.WanAnimateTransformer3DModel", "Wan-AI/Wan2.2-Animate-14B", num_attention_heads=1)
+        | {"ffn_dim": 16, "text_dim": 8, "image_dim": 8, "added_kv_proj_dim": 128, "motion_style_dim": 4}
+        | {"motion_encoder_dim": 4, "motion_dim": 2, "face_encoder_hidden_dim": 8, "face_encoder_num_heads": 2}
+        | {"motion_encoder_channel_sizes": {str(2**power): 2 + power for power in range(2, 11)}},
+        lambda tensors, _: converters.convert_wan_transformer_to_diffusers(tensors),
+    ),
+    "Mochi": (
+        "mochi",
+        "diffusers.MochiTransformer3DModel",
+        "",
+        {"num_attention_heads": 1, "attention_head_dim": 8, "pooled_projection_dim": 8, "text_embed_dim": 16}
+        | {"time_embed_dim": 8, "in_channels": 2, "num_layers": 48},
+        lambda tensors, _: converters.convert_mochi_transformer_checkpoint_to_diffusers(tensors),
+    ),
+    "Sana": (
+        "sana",
+        "diffusers.SanaTransformer2DModel",
+        "",
+        {"num_attention_heads": 2, "num_layers": 2, "num_cross_attention_heads": 1, "cross_attention_head_dim": 64}
+        | {"cross_attention_dim": 64, "caption_channels": 8, "in_channels": 4, "out_channels": 4},
+        with_beside(converters.convert_sana_transformer_to_diffusers, "pos_embed", "y_embedder.y_embedding"),
+    ),
+    "DC-AE": (
+        "sana",
+        "diffusers.AutoencoderDC",
+        "",
+        {"latent_channels": 4, "downsample_block_type": "Conv", "upsample_block_type": "interpolate"}
+        | {f"{half}_block_types": ("ResBlock", "EfficientViTBlock") for half in ("encoder", "decoder")}
+        | {f"{half}_block_out_channels": (16, 32) for half in ("encoder", "decoder")}
+        | {f"{half}_layers_per_block": (1, 2) for half in ("encoder", "decoder")}
+        | {f"{half}_qkv_multiscales": ((), (5,)) for half in ("encoder", "decoder")},
+        lambda tensors, _: converters.convert_autoencoder_dc_checkpoint_to_diffusers(tensors),
+    ),
+    "FLUX.2 autoencoder": ("flux2", "diffusers.AutoencoderKLFlux2", "", small_vae(4), flux2_vae),
+    "ControlNet": (
+        "stable_diffusion",
+        "diffusers.ControlNetModel",
+        "control_model.",
+        {key: value for key, value in small_unet(False).items() if key != "up_block_types"},
+        lambda tensors, config: converters.convert_controlnet_checkpoint(tensors, config),
+    ),
+    "LTX-2 sound": (
+        "ltx",
+        "diffusers.AutoencoderKLLTX2Audio",
+        "audio_vae.",
+        {"base_channels": 8, "ch_mult": (1, 2), "num_res_blocks": 1},
+        lambda tensors, _: converters.convert_ltx2_audio_vae_to_diffusers(tensors),
+    ),
     "Wan-Animate-2": (
         "wan",
         "diffusers.WanAnimate2Transformer3DModel",
@@ -213,6 +282,121 @@ def test_a_layout_is_read_as_diffusers_converts_it(case: str) -> None:
     theirs = convert(dict(in_file), dict(getattr(network, "config", config)))
     assert theirs.keys() == tensors.keys()
     assert all(torch.equal(theirs[key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        *(("diffusers.AutoencoderKLLTXVideo", f"Lightricks/LTX-Video{v}") for v in ("", "-0.9.1", "-0.9.5")),
+        ("diffusers.AutoencoderKLLTX2Video", "Lightricks/LTX-2"),
+    ],
+)
+def test_the_blocks_of_films_autoencoders_are_counted_as_diffusers_counts_them(name: str, published: str) -> None:
+    architecture = find_architecture("ltx", name)
+    shapes = network_shapes(build_on_meta(name, architecture.published[published])).shapes
+    tensors = {key: torch.tensor(float(place)) for place, key in enumerate(shapes)}
+    width = "encoder.conv_out.conv.weight"  # tells diffusers which version it is
+    tensors[width] = torch.zeros(1, shapes[width][1])
+    key_map = architecture.key_map("original", shapes)
+    assert key_map is not None
+    in_file = {f"vae.{key}": tensor for key, tensor in key_map.inverse.tensors(tensors)}
+    convert = (
+        converters.convert_ltx2_vae_to_diffusers
+        if "LTX2" in name
+        else converters.convert_ltx_vae_checkpoint_to_diffusers
+    )
+    theirs = convert(dict(in_file))
+    assert theirs.keys() == tensors.keys()
+    assert all(torch.equal(theirs[key], tensors[key]) for key in tensors)
+
+
+def test_cogvideox_norms_share_a_modulation_by_turns() -> None:
+    # As https://github.com/huggingface/diffusers converts it: of twelve parts, three and three to each norm.
+    architecture = find_architecture("cogvideox", "diffusers.CogVideoXTransformer3DModel")
+    config = shallow(dict(architecture.published["zai-org/CogVideoX-2b"])) | {"num_attention_heads": 1}
+    shapes = network_shapes(build_on_meta(architecture.model_class, config)).shapes
+    key_map = architecture.key_map("original", shapes)
+    assert key_map is not None
+    parts = torch.arange(12 * 64.0).reshape(12, 64)
+    name = "mixins.adaln_layer.adaLN_modulations.1.1.bias"
+    found = dict(key_map.tensors({name: parts.flatten()}))
+    assert torch.equal(found["transformer_blocks.1.norm1.linear.bias"], parts[[0, 1, 2, 6, 7, 8]].flatten())
+    assert torch.equal(found["transformer_blocks.1.norm2.linear.bias"], parts[[3, 4, 5, 9, 10, 11]].flatten())
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "published", "pairs"),
+    [
+        (
+            "cogvideox",
+            "diffusers.CogVideoXTransformer3DModel",
+            "zai-org/CogVideoX-5b-I2V",
+            {
+                "mixins.pos_embed.pos_embedding": "patch_embed.pos_embedding",
+                "mixins.patch_embed.text_proj.weight": "patch_embed.text_proj.weight",
+                "mixins.adaln_layer.query_layernorm_list.1.weight": "transformer_blocks.1.attn1.norm_q.weight",
+                "transformer.layers.1.post_attention_layernorm.bias": "transformer_blocks.1.norm2.norm.bias",
+                "transformer.layers.0.mlp.dense_4h_to_h.weight": "transformer_blocks.0.ff.net.2.weight",
+                "transformer.final_layernorm.weight": "norm_final.weight",
+                "mixins.final_layer.norm_final.weight": "norm_out.norm.weight",
+            },
+        ),
+        (
+            "cogvideox",
+            "diffusers.AutoencoderKLCogVideoX",
+            "zai-org/CogVideoX-2b",
+            {
+                "decoder.up.0.block.3.conv1.conv.weight": "decoder.up_blocks.3.resnets.3.conv1.conv.weight",
+                "decoder.up.3.upsample.conv.weight": "decoder.up_blocks.0.upsamplers.0.conv.weight",
+                "encoder.down.1.block.0.nin_shortcut.weight": "encoder.down_blocks.1.resnets.0.conv_shortcut.weight",
+                "encoder.mid.block_2.norm1.weight": "encoder.mid_block.resnets.1.norm1.weight",
+            },
+        ),
+        (
+            "mochi",
+            "diffusers.AutoencoderKLMochi",
+            "genmo/mochi-1-preview",
+            {
+                "encoder.layers.0.weight": "encoder.proj_in.weight",
+                "encoder.layers.3.stack.5.bias": "encoder.block_in.resnets.2.conv2.conv.bias",
+                "encoder.layers.4.layers.0.weight": "encoder.down_blocks.0.conv_in.conv.weight",
+                "encoder.layers.6.layers.6.stack.2.weight": "encoder.down_blocks.2.resnets.5.conv1.conv.weight",
+                "encoder.layers.5.layers.1.attn_block.norm.bias": "encoder.down_blocks.1.norms.0.norm_layer.bias",
+                "encoder.layers.9.attn_block.attn.out.weight": "encoder.block_out.attentions.2.to_out.0.weight",
+                "encoder.output_proj.weight": "encoder.proj_out.weight",
+                "decoder.blocks.0.0.weight": "decoder.conv_in.weight",
+                "decoder.blocks.0.3.stack.0.weight": "decoder.block_in.resnets.2.norm1.norm_layer.weight",
+                "decoder.blocks.1.blocks.5.stack.3.weight": "decoder.up_blocks.0.resnets.5.norm2.norm_layer.weight",
+                "decoder.blocks.3.proj.bias": "decoder.up_blocks.2.proj.bias",
+                "decoder.blocks.4.2.stack.2.weight": "decoder.block_out.resnets.2.conv1.conv.weight",
+            },
+        ),
+        (
+            "flux",
+            "diffusers.FluxControlNetModel",
+            "XLabs-AI/flux-controlnet-canny-diffusers",
+            {
+                "pos_embed_input.weight": "controlnet_x_embedder.weight",
+                "input_hint_block.0.weight": "input_hint_block.conv_in.weight",
+                "input_hint_block.12.bias": "input_hint_block.blocks.5.bias",
+                "input_hint_block.14.weight": "input_hint_block.conv_out.weight",
+                "controlnet_blocks.1.bias": "controlnet_blocks.1.bias",
+                "double_blocks.1.img_attn.norm.key_norm.scale": "transformer_blocks.1.attn.norm_k.weight",
+                "guidance_in.out_layer.bias": "time_text_embed.guidance_embedder.linear_2.bias",
+            },
+        ),
+    ],
+)
+def test_names_that_diffusers_scripts_convert_are_read_alike(
+    family: str, name: str, published: str, pairs: dict[str, str]
+) -> None:
+    architecture = find_architecture(family, name)
+    shapes = network_shapes(build_on_meta(name, architecture.published[published])).shapes
+    key_map = architecture.key_map("original", shapes)
+    assert key_map is not None
+    in_file = key_map.inverse.names(shapes)
+    assert {old: new for old, (new, *_) in in_file.items() if old in pairs} == pairs
+    assert key_map.names(in_file).keys() == shapes.keys()
 
 
 @pytest.mark.parametrize("projection", [True, False])

@@ -7,6 +7,7 @@ import inspect
 from functools import cache
 from typing import Any
 
+import diffusers
 import pytest
 
 from lading import IdentificationError
@@ -116,12 +117,20 @@ REPOSITORIES = {
 }
 
 
+def components_of(pipeline: Any) -> set[str]:
+    """What a pipeline is made of, by the names that it has for it."""
+    if hasattr(pipeline, "default_blocks_name"):
+        blocks = getattr(diffusers, pipeline.default_blocks_name)()
+        return {component.name for component in blocks.expected_components}
+    return set(inspect.signature(pipeline.__init__).parameters)
+
+
 @pytest.mark.parametrize("model_id", REPOSITORIES)
 def test_a_repository_names_a_pipeline_and_the_config_of_each_of_its_networks(model_id: str) -> None:
     repository = find_repository(model_id)
     assert repository == REPOSITORIES[model_id]
     library, _, pipeline = repository.pipeline_class.rpartition(".")
-    wanted = inspect.signature(getattr(importlib.import_module(library), pipeline).__init__).parameters
+    wanted = components_of(getattr(importlib.import_module(library), pipeline))
     for name, component in repository.components.items():
         assert name in wanted
         config = component_config(component)

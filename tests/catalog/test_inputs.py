@@ -6,10 +6,9 @@ import warnings
 from typing import Any
 
 import pytest
-import torch
 
-from lading.catalog.architecture import Extent, InputSpec
-from lading.catalog.construction import build_on_meta
+from lading.catalog.architecture import Config, Extent
+from lading.catalog.construction import build_on_meta, make_inputs
 from lading.memory.trace import trace
 from tests.catalog.networks import architectures
 from tests.catalog.test_families import examples
@@ -19,19 +18,12 @@ TRACED = [name for name, (_, architecture) in ARCHITECTURES.items() if architect
 EXTENT = Extent(batch=2, height=128, width=64, num_frames=9, tokens=8)
 
 
-def tensors(tree: Any) -> Any:
-    """The arguments with a tensor on the meta device for each spec."""
-    if isinstance(tree, InputSpec):
-        return torch.empty(tree.shape, dtype=getattr(torch, tree.dtype), device="meta")
-    if isinstance(tree, dict):
-        return {key: tensors(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [tensors(value) for value in tree]
-    return tuple(tensors(value) for value in tree) if isinstance(tree, tuple) and tree and not is_plain(tree) else tree
-
-
-def is_plain(values: tuple[Any, ...]) -> bool:
-    return all(isinstance(value, (int, float)) for value in values)
+def lend(controlnet: Any, config: Config) -> None:
+    """Give Z-Image's ControlNet what the transformer lends it, the one network that calls itself with another's."""
+    sizes = {name: config[name] for name in ("dim", "n_heads", "n_kv_heads", "n_refiner_layers")}
+    transformer = {**ARCHITECTURES["diffusers.ZImageTransformer2DModel"][1].published["Tongyi-MAI/Z-Image"], **sizes}
+    lender = build_on_meta("diffusers.ZImageTransformer2DModel", {**transformer, "n_layers": 1})
+    type(controlnet).from_transformer(controlnet, lender)
 
 
 @pytest.mark.parametrize("name", TRACED)
@@ -40,10 +32,12 @@ def test_a_network_runs_with_its_example_inputs(name: str) -> None:
     assert architecture.example_inputs is not None
     for config in examples(architecture):
         network = build_on_meta(name, config).eval()
+        if architecture.lent:
+            lend(network, config)
         inputs = architecture.example_inputs(config, EXTENT)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a library's forward thinks of its own arguments
-            traced = trace(network, kwargs=tensors(inputs))
+            traced = trace(network, kwargs=make_inputs(inputs))
         assert traced.calls
         assert traced.activation_bytes > 0
         named = dict(network.named_parameters(remove_duplicate=False))

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from lading import CheckpointError
 from lading.catalog.change import (
     AddAxes,
+    Chain,
     Change,
     DropAxes,
+    Flatten,
     Fold,
     Fuse,
     FuseHeads,
@@ -91,6 +93,8 @@ def test_tensors_of_equal_shapes_do_not_change_places() -> None:
         (Fold(3), [(12,)]),
         (DropAxes(2), [(3, 4, 1, 1)]),
         (AddAxes(2), [(3, 4)]),
+        (Flatten(4, 1), [(1, 5, 1, 1)]),
+        (Chain((DropAxes(2), Split((1, 1)))), [(6, 4, 1, 1)]),
         (SwapHalves(1), [(3, 4)]),
     ],
 )
@@ -118,6 +122,9 @@ def test_a_change_is_undone_by_its_inverse_and_tells_shapes_as_it_makes_tensors(
         (Fold(3), [(13,)]),
         (Fold(3).inverse, [(2, 6)]),
         (DropAxes(2), [(3, 4, 2, 1)]),
+        (Flatten(4, 1), [(1, 5, 2, 1)]),
+        (Flatten(4, 1).inverse, [(5, 1)]),
+        (Chain((DropAxes(2), Split((1, 1)))), [(5, 4, 1, 1)]),
         (SwapHalves(), [(3, 4)]),
     ],
 )

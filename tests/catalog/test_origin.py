@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from lading import CheckpointError
 from lading.catalog.change import (
     AddAxes,
+    Chain,
     Change,
     DropAxes,
+    Flatten,
     Fold,
     Fuse,
     FuseHeads,
@@ -20,6 +22,7 @@ from lading.catalog.change import (
     Same,
     Split,
     SplitHeads,
+    Spread,
     SwapHalves,
     Unfold,
 )
@@ -39,12 +42,17 @@ ROWS: list[tuple[Change, list[tuple[int, ...]]]] = [
     (Unfold(3), [(3, 4)]),
     (DropAxes(2), [(6, 4, 1, 1)]),
     (AddAxes(2), [(6, 4)]),
+    (Flatten(4, 1), [(1, 6, 1, 1)]),
+    (Spread(4, 1), [(6,)]),
+    (Chain((DropAxes(2), Split((1, 1, 1)))), [(6, 4, 1, 1)]),
+    (Chain((Split((1, 1, 1)), Fuse((1, 1, 1)))), [(6, 4)]),
 ]
 ELEMENTS: list[tuple[Change, list[tuple[int, ...]]]] = [
     (Permute((1, 0)), [(4, 6)]),
     (Split((1, 2), 1), [(4, 6)]),
     (Fuse((1, 1), 1), [(4, 3), (4, 3)]),
     (SwapHalves(1), [(4, 6)]),
+    (Chain((Permute((1, 0)), Split((1, 1)))), [(4, 6)]),
 ]
 
 

@@ -18,6 +18,16 @@ from tests.catalog.test_families import told
 ARCHITECTURES = architectures()
 
 
+UNETS = {"diffusers.UNet2DConditionModel", "diffusers.ControlNetModel"}
+"""Their levels are of few kinds, all published ones of which are tried elsewhere."""
+
+
+def test_every_transformer_and_controlnet_is_among_them() -> None:
+    denoisers = {name for name, (_, one) in ARCHITECTURES.items() if one.component in ("transformer", "controlnet")}
+    latents = {name for name, (_, one) in ARCHITECTURES.items() if one.latent is not None}
+    assert TRANSFORMERS.keys() == (denoisers | latents) - UNETS
+
+
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_a_hundred_random_configs_are_recovered_exactly(name: str) -> None:
     architecture = ARCHITECTURES[name][1]

@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 import lading
-from lading import CheckpointError, identify
+from lading import CheckpointError, IdentificationError, identify
 from lading.catalog import find_architecture
-from lading.catalog.construction import verify, verify_candidates
+from lading.catalog.construction import build_on_meta, network_shapes, verify, verify_candidates
 from lading.catalog.hashes import known_models
 from lading.catalog.recognition import identify_tensors
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.inventory import hash_layout
 from lading.sizes import tensor_nbytes
-from tests.catalog.test_layouts import LAYOUTS
+from tests.catalog.test_layouts import LAYOUTS, SDXL
 from tests.conftest import header_bytes, write_sparse
 
 SHARDED = {
     "FLUX.1-dev transformer": "diffusers.FluxTransformer2DModel",
-    "Qwen-Image transformer": "diffusers.QwenImageTransformer2DModel",
-    "Z-Image-Turbo transformer": "diffusers.ZImageTransformer2DModel",
     "Wan2.1-T2V-14B (inverted)": "diffusers.WanTransformer3DModel",
-    "FLUX.2-dev transformer": "diffusers.Flux2Transformer2DModel",
-    "Krea2 transformer": "diffusers.Krea2Transformer2DModel",
-    "Krea2 text encoder (Qwen3-VL-4B)": "transformers.Qwen3VLForConditionalGeneration",
     "Qwen-Image text_encoder (Qwen2.5-VL-7B)": "transformers.Qwen2_5_VLForConditionalGeneration",
-    "LTX-2 transformer repackage (inverted)": "diffusers.LTX2VideoTransformer3DModel",
-    "FLUX T5-XXL (drop tied embed)": "transformers.T5EncoderModel",
 }
 
 
-def write_shards(folder: Path, tensors: dict[str, list[int]], count: int, index: bool) -> list[Path]:
-    """Consecutive tensors in `count` shards, as everybody cuts them."""
+def cut(tensors: dict[str, Any], count: int) -> list[dict[str, tuple[int, ...]]]:
+    """Consecutive tensors, as everybody cuts files."""
     names = list(tensors)
     cuts = [len(names) * number // count for number in range(count + 1)]
+    return [{name: tuple(tensors[name]) for name in names[first:last]} for first, last in pairwise(cuts)]
+
+
+def write_shards(folder: Path, tensors: dict[str, list[int]], count: int, index: bool) -> list[Path]:
+    """A network in `count` shards."""
     files: list[Path] = []
     owners: dict[str, str] = {}
-    for number in range(count):
-        part = {name: tensors[name] for name in names[cuts[number] : cuts[number + 1]]}
+    for number, part in enumerate(cut(tensors, count)):
         file = folder / f"model-{number + 1:05}-of-{count:05}.safetensors"
-        files.append(write_sparse(file, part))
+        files.append(write_sparse(file, {name: list(shape) for name, shape in part.items()}))
         owners |= dict.fromkeys(part, file.name)
     if index:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": owners}))
@@ -69,6 +72,34 @@ def test_with_any_single_shard_missing_the_network_is_named_and_the_shard_listed
         assert found.best.match == "structure"
         moved.rename(absent)
     assert not any("missing" in problem for problem in identify(tmp_path).problems)
+
+
+@pytest.mark.parametrize("label", [label for label, layout in LAYOUTS.items() if len(layout["tensors"]) > 8])
+def test_whatever_is_missing_of_a_network_it_is_named_and_never_only_another(label: str) -> None:
+    layout = LAYOUTS[label]
+    meant = "diffusers.UNet2DConditionModel" if label == SDXL else re.split(r"[+(]", layout["model_class"])[0]
+    thirds = cut(layout["tensors"], 3)
+    for absent in range(3):
+        rest = {name: shape for number, part in enumerate(thirds) if number != absent for name, shape in part.items()}
+        found = identify_tensors(rest)
+        assert meant in [candidate.model_class for candidate in found.candidates], absent
+
+
+def test_half_a_flux_may_also_be_half_a_controlnet_and_each_lacks_what_is_its_own(tmp_path: Path) -> None:
+    tensors = LAYOUTS["FLUX.1-dev transformer"]["tensors"]
+    _, half = cut({name: tensors[name] for name in sorted(tensors)}, 2)
+    file = write_sparse(tmp_path / "model.safetensors", {name: list(shape) for name, shape in half.items()})
+    found = identify(file)
+    assert [(one.family, one.model_class) for one in found.candidates] == [
+        ("flux", "diffusers.FluxTransformer2DModel"),
+        ("flux", "diffusers.FluxControlNetModel"),
+    ]
+    assert found.is_ambiguous
+    text = found.explain()
+    assert "diffusers.FluxTransformer2DModel: tensors are missing: context_embedder.bias" in text
+    assert "diffusers.FluxControlNetModel: tensors are missing: " in text
+    with pytest.raises(IdentificationError, match="fit several networks alike"):
+        lading.load_model(None, file)
 
 
 def test_what_lacks_a_shard_is_refused_everywhere_else(tmp_path: Path) -> None:
@@ -111,6 +142,37 @@ def test_half_the_layers_are_the_same_network_of_half_the_depth(label: str, laye
     assert {name: value for name, value in half.config.items() if name != key and value is not None} == {
         name: value for name, value in whole.config.items() if name != key and value is not None
     }
+
+
+def layers_of(tensors: Iterable[str]) -> tuple[str, int]:
+    """The list of layers that are all alike and hold most of a network's tensors, and its length; 0 for none."""
+    lists: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name in tensors:
+        for match in re.finditer(r"(?<=\.)[0-9]+(?=\.)", name):
+            lists[name[: match.start() - 1]][int(match[0])].add(name[match.end() :])
+    alike = {
+        path: layers
+        for path, layers in lists.items()
+        if len(layers) > 3 and len(set(map(frozenset, layers.values()))) == 1
+    }
+    if not alike:
+        return "", 0
+    path = max(alike, key=lambda path: sum(map(len, alike[path].values())))
+    return path, len(alike[path])
+
+
+def test_any_published_network_of_half_its_layers_keeps_its_name() -> None:
+    halves = 0
+    for label, layout in LAYOUTS.items():
+        path, depth = layers_of(layout["tensors"])
+        if label == SDXL or not depth:
+            continue
+        halves += 1
+        best = identify_tensors(halved(layout["tensors"], path, depth)).best
+        assert best is not None, label
+        assert best.model_class == layout["model_class"].partition("(")[0].partition("+")[0], label
+        assert best.match == "structure"
+    assert halves > 40
 
 
 def test_layers_missing_in_the_middle_are_named() -> None:
@@ -180,6 +242,61 @@ def test_stable_diffusion_1_and_2_are_told_apart_by_the_width_of_the_prompt() ->
     assert second.models == ("stabilityai/stable-diffusion-2-1",)
 
 
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+@pytest.mark.parametrize(("heads", "head"), [(16, 128), (24, 64), (30, 128)])
+def test_a_flux_of_another_hidden_size_is_a_flux_and_comes_back_bit_for_bit(layout: str, heads: int, head: int) -> None:
+    architecture = find_architecture("flux", "diffusers.FluxTransformer2DModel")
+    published = architecture.published["black-forest-labs/FLUX.1-dev"]
+    rope = (head // 8, head * 7 // 16, head * 7 // 16)
+    sizes = {"num_attention_heads": heads, "attention_head_dim": head, "axes_dims_rope": rope}
+    config = {**published, **sizes, "num_layers": 2, "num_single_layers": 2}
+    assert heads * head != 3072
+    shapes = network_shapes(build_on_meta(architecture.model_class, config)).shapes
+    tensors = {key: torch.arange(shape[0], dtype=torch.int32) for key, shape in shapes.items()}  # a row for each
+    key_map = architecture.key_map(layout, shapes)
+    in_file = dict(shapes) if key_map is None else key_map.inverse.shapes(shapes)
+    found = identify_tensors(in_file)
+    assert [(one.model_class, one.layout) for one in found.candidates] == [(architecture.model_class, layout)]
+    assert found.best is not None
+    assert {key: found.best.config[key] for key in config} == config
+    assert verify(architecture, found.best.config, layout, in_file) == []
+    if key_map is not None:
+        back = architecture.key_map(layout, in_file)
+        assert back is not None
+        again = dict(back.tensors(dict(key_map.inverse.tensors(tensors))))
+        assert again.keys() == tensors.keys()
+        assert all(torch.equal(again[key], tensors[key]) for key in tensors)
+
+
+def test_what_shapes_leave_open_is_listed_and_filled_in_also_where_no_published_model_has_them() -> None:
+    layout = LAYOUTS["Z-Image text_encoder (Qwen3-4B, ForCausalLM tied->drop lm_head)"]["tensors"]
+    best = identify_tensors(halved(layout, "model.layers", 36)).best
+    assert best is not None
+    assert best.models == ()
+    assert best.config["rope_parameters"]["rope_theta"] == 1000000.0
+    assert best.unverified["rope_parameters"] == best.config["rope_parameters"]
+    layout = LAYOUTS["Qwen-Image text_encoder (Qwen2.5-VL-7B)"]["tensors"]
+    best = identify_tensors(halved(layout, "model.layers", 28)).best
+    assert best is not None
+    assert best.config["text_config"]["num_hidden_layers"] == 14
+    assert best.config["text_config"]["rms_norm_eps"] == best.unverified["text_config.rms_norm_eps"] == 1e-06
+
+
+def test_two_z_image_controlnets_of_the_same_tensors_are_both_returned() -> None:
+    architecture = find_architecture("z_image", "diffusers.ZImageControlNetModel")
+    union = "alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union"
+    whole = network_shapes(build_on_meta(architecture.model_class, architecture.published[f"{union}-2.1"])).shapes
+    found = identify_tensors(whole)
+    assert found.is_ambiguous
+    assert {one.config["add_control_noise_refiner"] for one in found.candidates} == {
+        "control_layers",
+        "control_noise_refiner",
+    }
+    less = {key: shape for key, shape in whole.items() if not key.startswith("control_noise_refiner.")}
+    (candidate,) = identify_tensors(less).candidates
+    assert candidate.models == (f"{union}-2.0",)
+
+
 def test_a_single_file_of_stable_diffusion_1_is_told_apart_and_what_is_left_is_named() -> None:
     tensors: dict[str, tuple[int, ...]] = {"alphas_cumprod": (1000,), "model_ema.decay": ()}
     for label, family, name, prefix in (
@@ -205,7 +322,7 @@ def test_a_single_file_of_stable_diffusion_1_is_told_apart_and_what_is_left_is_n
 
 def test_a_wrapping_prefix_is_taken_off_and_told() -> None:
     tensors = LAYOUTS["Z-Image-Turbo transformer"]["tensors"]
-    for prefix in ("model.diffusion_model.", "module.", "state_dict.module.", "net."):
+    for prefix in ("model.diffusion_model.", "module.", "state_dict.module.", "net.", "pipe.dit.", "generator."):
         best = identify_tensors({prefix + name: tuple(shape) for name, shape in tensors.items()}).best
         assert best is not None
         assert best.model_class == "diffusers.ZImageTransformer2DModel"
@@ -361,6 +478,74 @@ def test_a_known_checkpoint_without_a_class_is_named(monkeypatch: pytest.MonkeyP
         "AttriCtrl" in problem and "known, no network class in diffusers or transformers" in problem
         for problem in found.problems
     )
+
+
+@pytest.mark.parametrize("label", [SDXL, "LTX-2 transformer repackage (inverted)"])
+def test_a_file_of_thousands_of_tensors_is_told_in_a_moment_and_without_torch(tmp_path: Path, label: str) -> None:
+    tensors = LAYOUTS[label]["tensors"]
+    assert len(tensors) > 2500
+    file = write_sparse(tmp_path / "model.safetensors", tensors)
+    program = (
+        "import sys, time, lading; found = lading.identify(sys.argv[1]);"
+        "print(found.best is not None, 'torch' in sys.modules, 'numpy' in sys.modules, time.process_time())"
+    )
+    seconds = []
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True, check=True)
+        *facts, taken = run.stdout.split()
+        assert facts == ["True", "False", "False"]
+        seconds.append(float(taken))
+    assert min(seconds) < 0.9, "a third of that on a machine that has nothing else to do"
+
+
+def write_bytes(file: Path, content: bytes) -> Path:
+    file.write_bytes(content)
+    return file
+
+
+def write_half(file: Path) -> Path:
+    save_file({"weight": torch.zeros(1000)}, file)
+    return write_bytes(file, file.read_bytes()[:2000])
+
+
+def write_tensors(file: Path, *names: str) -> Path:
+    save_file({name: torch.zeros(2, 2) for name in names}, file)
+    return file
+
+
+CAUSES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a LoRA": (lambda file: write_tensors(file, "lora_unet_a.lora_up.weight", "lora_unet_a.lora_down.weight"), "LoRA"),
+    "half a download": (write_half, "truncated"),
+    "a git-lfs pointer": (
+        lambda file: write_bytes(file, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"),
+        "git lfs pull",
+    ),
+    "a web page": (lambda file: write_bytes(file, b"<!DOCTYPE html><html><body>Sign in</body></html>"), "web page"),
+    "nothing": (lambda file: write_tensors(file), "empty checkpoint"),
+    "quantised": (
+        lambda file: write_tensors(file, "a.weight", "a.weight.absmax", "a.weight.quant_state.bitsandbytes__new"),
+        "quantised: 2 tensors are what bitsandbytes 4-bit adds",
+    ),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_the_likely_cause_is_said(tmp_path: Path, cause: str) -> None:
+    write, words = CAUSES[cause]
+    file = write(tmp_path / "model.safetensors")
+    try:
+        said = identify(file).explain()
+    except CheckpointError as error:
+        said = str(error)
+    assert re.search(words, said), said
+
+
+def test_a_component_that_was_not_asked_for_is_named(tmp_path: Path) -> None:
+    file = write_sparse(tmp_path / "model.safetensors", LAYOUTS["FLUX.1-dev transformer"]["tensors"])
+    with pytest.raises(
+        IdentificationError, match=r"holds no diffusers\.AutoencoderKL, but diffusers\.FluxTransformer2DModel"
+    ):
+        lading.load_model(AutoencoderKL, file)
 
 
 def words(count: int) -> Iterator[str]:

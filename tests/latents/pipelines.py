@@ -31,6 +31,7 @@ class Case:
         name: what the pipeline calls its denoiser.
         arguments: of `prepare_latents`, beside the usual ones.
         patches: the denoiser's own tokens of a latent, counted.
+        checked: of `check_inputs`, beside the usual ones.
     """
 
     pipeline: str
@@ -40,6 +41,7 @@ class Case:
     name: str = "transformer"
     arguments: Mapping[str, Callable[[Any, int | None], Any]] = field(default_factory=dict)
     patches: Callable[[Any, LatentShape], int] | None = None
+    checked: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Built:
             return False
         given: dict[str, Any] = {"prompt": "a", "height": height, "width": width, "num_inference_steps": 1}
         given |= {"guidance_scale": 1.0, "strength": 1.0, "stg_scale": 0.0, "audio_stg_scale": 0.0}
+        given |= self.case.checked
         arguments = {
             name: given.get(name)
             for name, parameter in inspect.signature(self.pipeline.check_inputs).parameters.items()
@@ -272,6 +275,14 @@ CASES = {
         known("WanVACETransformer3DModel", "Wan-AI/Wan2.1-VACE-14B"),
         _WAN_VAE,
         patches=_embedded("patch_embedding"),
+    ),
+    "Wan 2.2 Animate": Case(
+        "WanAnimatePipeline",
+        known("WanAnimateTransformer3DModel", "Wan-AI/Wan2.2-Animate-14B"),
+        _WAN_VAE,
+        channels=lambda pipeline: pipeline.vae.config.z_dim,
+        patches=_embedded("patch_embedding"),
+        checked={"image": torch.empty(1), "pose_video": [None], "face_video": [None]},
     ),
     "LTX-Video": Case("LTXPipeline", _LTX, ("AutoencoderKLLTXVideo", {})),
     "LTX-Video, an autoencoder that halves once more": Case(

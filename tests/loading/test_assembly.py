@@ -473,9 +473,8 @@ def test_what_makes_no_pipeline_says_why(tmp_path: Path) -> None:
 
 
 def test_a_published_network_of_no_known_pipeline_is_named(tmp_path: Path) -> None:
-    published = find_architecture("stable_diffusion", "diffusers.UNet2DConditionModel").published
-    name = "stable-diffusion-v1-5/stable-diffusion-inpainting"
-    shapes = network_shapes(build_on_meta("diffusers.UNet2DConditionModel", published[name])).shapes
-    write_sparse(tmp_path / "unet.safetensors", {key: list(shape) for key, shape in shapes.items()})
+    model_class, name = "diffusers.WanTransformer3DModel", "PAI/Wan2.1-Fun-1.3B-Control"
+    shapes = network_shapes(build_on_meta(model_class, find_architecture("wan", model_class).published[name])).shapes
+    write_sparse(tmp_path / "model.safetensors", {key: list(shape) for key, shape in shapes.items()})
     with pytest.raises(ComponentError, match=f"is {name}, of which the catalog knows no pipeline: give base="):
-        load_pipeline(tmp_path / "unet.safetensors")
+        load_pipeline(tmp_path / "model.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from lading.loading import calibrating
 from lading.loading.blueprint import read_blueprint
 from lading.loading.calibrating import calibrate_for
 from lading.loading.forecast import Prepared, forecast
-from lading.loading.planning import prepare, rates_for
+from lading.loading.learning import Lesson
+from lading.loading.planning import prepare, prepare_training, rates_for
 from lading.loading.plans import TrainingPlan
 from lading.loading.runs import Wish
 from lading.memory import calibration
@@ -288,6 +290,24 @@ def test_all_weights_learn_in_float32_and_stay(capsys: pytest.CaptureFixture[str
     with pytest.raises(MemoryLimitError) as few:
         lading.plan("shapes", memory_limit="20MB", train="full")
     assert few.value.minimum >= 4 * weights
+
+
+def test_the_optimizer_goes_over_all_that_learns_at_each_step() -> None:
+    lesson = Lesson("lora")
+    prepared = prepare_training(read_blueprint("shapes"), Wish(steps=5), lesson, None, CPU)
+    assert prepared.training is not None
+    idle = replace(prepared, training=replace(prepared.training, trainable_bytes=0))
+    rates = Rates(memory=1e9)
+    step, without = (forecast(one, None, CPU, rates, "given").phases[-1].call_seconds for one in (prepared, idle))
+    assert step - without > 7 * prepared.training.trainable_bytes / 1e9, "weights, gradients and states, there and back"
+
+
+def test_too_little_host_memory_beside_a_device_shows_in_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ["--memory-limit", "1GB", "--host-memory-limit", "1kB"]
+    assert main(["plan", "shapes", "--device", "cuda", *limits, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["fits"] and found["memory_limit"] > found["minimum_memory"]
+    assert found["host_memory_limit"] == 1000 < found["minimum_host_memory"]
 
 
 def test_activations_that_are_computed_again_are_not_kept() -> None:

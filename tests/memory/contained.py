@@ -77,6 +77,14 @@ def _wan() -> Any:
     return WanTransformer3DModel(num_layers=3)
 
 
+def _umt5() -> Any:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return UMT5EncoderModel(
+        UMT5Config(d_model=4096, d_kv=64, d_ff=10240, num_layers=1, num_heads=64, vocab_size=256384)
+    )
+
+
 def _t5() -> Any:
     from transformers import T5Config, T5EncoderModel
 
@@ -132,8 +140,9 @@ CASES: dict[str, Case] = {
             "encoder_hidden_states": _empty(1, 16, 4096),
         },
     ),
+    "UMT5": Case(_umt5, lambda: {"input_ids": torch.arange(0, 256384, 4000)[None]}),
     "T5": Case(_t5, lambda: {"input_ids": torch.zeros(1, 64, dtype=torch.int64)}),
-    "AutoencoderKL": Case(_vae, lambda: {"z": _empty(1, 4, 32, 32)}, "decode"),
+    "AutoencoderKL": Case(_vae, lambda: {"z": _empty(1, 4, 24, 24)}, "decode"),
 }
 
 

@@ -17,6 +17,7 @@ from lading.catalog.origin import find_origins
 from lading.checkpoint import open_checkpoint
 from lading.checkpoint.reading import OpenFile
 from lading.devices.fake import FakeDevice
+from lading.memory import accelerator
 from lading.memory.image import Weight
 from lading.memory.limits import Limits
 from lading.memory.management import Examples, Manager
@@ -115,6 +116,17 @@ def test_the_first_units_are_on_their_way_while_others_compute(odd: Path) -> Non
         before = manager.stats().diverged
         module(TOKENS)
     assert manager.stats().diverged == before
+
+
+def test_the_bus_is_measured_and_later_plans_predict_with_its_rate(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "FEWEST_BYTES", 50_000)
+    module, manager = manage(odd, Limits(minimum(odd), 10**9, FakeDevice(link_bytes_per_second=2e7)))
+    assert manager.rates.copy > 1e9, "assumed"
+    with torch.no_grad():
+        for _ in range(3):
+            module(TOKENS)
+    assert 0 < manager.rates.copy <= 2e7
+    assert manager.plan.placement.seconds >= manager.plan.placement.streamed_bytes / 2e7
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -34,17 +34,22 @@ def works(draw: st.DrawFn, most: int = 24, device: bool = False) -> Work:
     )
 
 
+def slot_sizes(work: Work, slots: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """Each slot is as large as the largest that it holds."""
+    return tuple(max(work.nbytes[unit] for unit in units) for units in slots)
+
+
 def prefix(work: Work, memory: int) -> Placement | None:
     """The first units stay, as many as fit beside two slots for the rest."""
     best = None
     for count in range(len(work.nbytes) + 1):
         streamed = work.order[count:]
         slots = tuple(tuple(streamed[slot::2]) for slot in range(min(2, len(streamed))))
-        slot_bytes = max((work.nbytes[unit] for unit in streamed), default=0)
+        sizes = slot_sizes(work, slots)
         resident = frozenset(work.order[:count])
-        nbytes = sum(work.nbytes[unit] for unit in resident) + len(slots) * slot_bytes
+        nbytes = sum(work.nbytes[unit] for unit in resident) + sum(sizes)
         if nbytes <= memory:
-            best = Placement(resident, slots, slot_bytes, nbytes, 0, 0.0)
+            best = Placement(resident, slots, sizes, nbytes, 0, 0.0)
     return best
 
 
@@ -59,7 +64,7 @@ def test_a_placement_keeps_the_limit_and_places_every_unit_once(work: Work, shar
     assert placement.nbytes <= memory
     streamed = [unit for units in placement.slots for unit in units]
     assert sorted([*placement.resident, *streamed]) == list(range(len(work.nbytes)))
-    assert all(work.nbytes[unit] <= placement.slot_bytes for unit in streamed)
+    assert placement.slot_sizes == slot_sizes(work, placement.slots)
     assert len(placement.slots) <= MAX_SLOTS
 
 
@@ -107,13 +112,13 @@ def test_small_cases_come_near_the_best_of_all_placements(work: Work, share: flo
     units = range(len(work.nbytes))
     for count in range(len(work.nbytes) + 1):
         for streamed in combinations(work.order, count):
-            slot_bytes = max((work.nbytes[unit] for unit in streamed), default=0)
             resident = frozenset(units) - set(streamed)
             for slots in range(min(1, count), min(MAX_SLOTS, count) + 1):
-                nbytes = sum(work.nbytes[unit] for unit in resident) + slots * slot_bytes
+                split = tuple(tuple(streamed[slot::slots]) for slot in range(slots))
+                sizes = slot_sizes(work, split)
+                nbytes = sum(work.nbytes[unit] for unit in resident) + sum(sizes)
                 if nbytes <= memory:
-                    split = tuple(tuple(streamed[slot::slots]) for slot in range(slots))
-                    best = min(best, simulate(work, Placement(resident, split, slot_bytes, nbytes, 0, 0.0)))
+                    best = min(best, simulate(work, Placement(resident, split, sizes, nbytes, 0, 0.0)))
     if placement is None:
         return
     slack = 2 * max(work.nbytes) / work.bytes_per_second

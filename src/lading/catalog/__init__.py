@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Family,
         InputSpec,
         LatentNumbers,
+        ObjectSpec,
         Repository,
     )
     from lading.catalog.hashes import KnownModel, known_models
@@ -42,6 +43,7 @@ _HOMES = {
         "Family",
         "InputSpec",
         "LatentNumbers",
+        "ObjectSpec",
         "Repository",
     ),
     "lading.catalog.hashes": ("KnownModel", "known_models"),
@@ -75,6 +77,7 @@ __all__ = [
     "Lora",
     "LoraMatch",
     "LoraPart",
+    "ObjectSpec",
     "Repository",
     "Rule",
     "Shapes",

@@ -18,7 +18,7 @@ Config: TypeAlias = "Mapping[str, Any]"
 """Keyword arguments of a network's constructor, or of its config class."""
 
 Inputs: TypeAlias = "dict[str, Any]"
-"""Arguments of a forward by name: an `InputSpec`, lists and mappings of them, or a plain value."""
+"""Arguments of a forward by name: an `InputSpec` or `ObjectSpec`, lists and mappings of them, or a plain value."""
 
 Layout: TypeAlias = "KeyMap | Callable[[Shapes], KeyMap]"
 """A key map from a file to the network; or, where the rules depend on the depth, a function that makes one out of the
@@ -31,10 +31,25 @@ class InputSpec:
 
     Attributes:
         dtype: torch's name of the dtype.
+        values: nested tuples of this shape, where the network's course depends on what the tensor holds.
     """
 
     shape: Shape
     dtype: str = "float32"
+    values: Any = None
+
+
+@dataclass(frozen=True)
+class ObjectSpec:
+    """One argument of a forward that is an object of a library's own.
+
+    Attributes:
+        made_by: library and class, or function.
+        arguments: of it, by name.
+    """
+
+    made_by: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,10 @@ class Extent:
     width: int = 512
     num_frames: int = 1
     tokens: int = 16
+
+
+def _always(_config: Config, _shapes: Shapes) -> bool:
+    return True
 
 
 def _no_extras(_shapes: Shapes) -> dict[str, str]:
@@ -76,8 +95,10 @@ class Architecture:
         beside: patterns of names that files may hold beside the network's.
         extras: of a file's tensors, in the network's names, those that the class cannot hold -> what they are. What is
             beside the network and not an extra is nothing that would be missed.
-        example_inputs: the arguments of one forward, for a config and an extent; None where they are more than tensors
-            and plain values, so that only a real call can be the trace.
+        example_inputs: the arguments of one forward, for a config and an extent; None where only a real call can be the
+            trace.
+        lent: attributes that another network of the pipeline lends it; until it has them, nobody can call it.
+        fits: whether tensors suffice for a published config, where what shapes leave open asks for tensors of its own.
         lora_targets: the modules that a LoRA changes by default; none for networks that no LoRA is made for.
         lora_layouts: name -> key map, for LoRA files whose modules have names that no checkpoint has.
         kohya_layout: the layout, for a config, by whose names kohya's programs know the layers that they adapt; None
@@ -97,6 +118,8 @@ class Architecture:
     tied: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     extras: Callable[[Shapes], dict[str, str]] = _no_extras
+    lent: tuple[str, ...] = ()
+    fits: Callable[[Config, Shapes], bool] = _always
     lora_targets: tuple[str, ...] = ()
     lora_layouts: Mapping[str, KeyMap] = field(default_factory=dict)
     kohya_layout: Callable[[Config], str] | None = None

@@ -56,6 +56,27 @@ class Same:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """One change after the other."""
+
+    changes: tuple[Change, ...]
+
+    @property
+    def inverse(self) -> Chain:
+        return Chain(tuple(change.inverse for change in reversed(self.changes)))
+
+    def shapes(self, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+        for change in self.changes:
+            shapes = change.shapes(shapes)
+        return tuple(shapes)
+
+    def tensors(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        for change in self.changes:
+            tensors = change.tensors(tensors)
+        return tuple(tensors)
+
+
+@dataclass(frozen=True)
 class Split:
     """One tensor becomes several along an axis, in proportion to `parts`; queries, keys and values mostly."""
 
@@ -266,6 +287,55 @@ class AddAxes:
     def shapes(self, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
         (shape,) = shapes
         return (shape if len(shape) == 1 else (*shape, *(1,) * self.count),)
+
+    def tensors(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        (tensor,) = tensors
+        return (tensor.reshape(self.shapes([tuple(tensor.shape)])[0]),)
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """One tensor whose axes are all of size one but for one becomes a vector: a bias that was kept ready to be added.
+
+    Attributes:
+        rank: how many axes it has.
+        axis: the one that is kept.
+    """
+
+    rank: int
+    axis: int
+
+    @property
+    def inverse(self) -> Spread:
+        return Spread(self.rank, self.axis)
+
+    def shapes(self, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+        (shape,) = shapes
+        if len(shape) != self.rank or prod(shape[: self.axis] + shape[self.axis + 1 :]) != 1:
+            raise UnfitShapeError(f"shape {shape} is not {self.rank} axes of size 1 but for axis {self.axis}")
+        return ((shape[self.axis],),)
+
+    def tensors(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        (tensor,) = tensors
+        return (tensor.reshape(self.shapes([tuple(tensor.shape)])[0]),)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One vector gains axes of size one on either side."""
+
+    rank: int
+    axis: int
+
+    @property
+    def inverse(self) -> Flatten:
+        return Flatten(self.rank, self.axis)
+
+    def shapes(self, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+        (shape,) = shapes
+        if len(shape) != 1:
+            raise UnfitShapeError(f"shape {shape} is not one axis to spread")
+        return (tuple(shape[0] if axis == self.axis else 1 for axis in range(self.rank)),)
 
     def tensors(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         (tensor,) = tensors

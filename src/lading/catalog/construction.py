@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lading.catalog import families
-from lading.catalog.architecture import Architecture, Config, Family
+from lading.catalog.architecture import Architecture, Config, Family, Inputs, InputSpec, ObjectSpec
 from lading.catalog.change import Shape
 from lading.catalog.identification import Candidate, Identification
 from lading.catalog.lora_bases import LORA_BASES, LoraBase, modules_by_pattern, shipped_lora_bases
@@ -50,14 +50,20 @@ def model_class(name: str) -> type[torch.nn.Module]:
         IdentificationError: the library is not installed or has no such class.
     """
     registered = registered_class(name)
-    if registered is not None:
-        return registered
+    return found_in_library(name) if registered is None else registered
+
+
+def found_in_library(name: str) -> Any:
+    """Return a class or function by library and name.
+
+    Raises:
+        IdentificationError: the library is not installed or has nothing of this name.
+    """
     library, _, attribute = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(library), attribute)
+        return getattr(importlib.import_module(library), attribute)
     except (ImportError, AttributeError) as error:
         raise IdentificationError(f"{name}: this class is not installed ({error}): update {library}") from None
-    return found  # type: ignore[no-any-return] # a module's attribute
 
 
 def build_on_meta(name: str, config: Config) -> torch.nn.Module:
@@ -76,6 +82,34 @@ def build_on_meta(name: str, config: Config) -> torch.nn.Module:
             return network(config_class.from_dict(dict(config)))
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError) as error:
         raise IdentificationError(f"{name} cannot be built from its config: {error}") from error
+
+
+def make_inputs(inputs: Inputs, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Make the arguments of a forward: tensors on the meta device but for those whose values count, on the CPU.
+
+    Args:
+        dtype: of the floating-point tensors, instead of what their specs say.
+    """
+    return {name: _made(value, dtype) for name, value in inputs.items()}
+
+
+def _made(tree: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(tree, InputSpec):
+        wanted: torch.dtype = getattr(torch, tree.dtype)
+        if dtype is not None and wanted.is_floating_point:
+            wanted = dtype
+        if tree.values is not None:
+            return torch.tensor(tree.values, dtype=wanted)
+        return torch.empty(tree.shape, dtype=wanted, device="meta")
+    if isinstance(tree, ObjectSpec):
+        return found_in_library(tree.made_by)(**{name: _made(value, dtype) for name, value in tree.arguments.items()})
+    if isinstance(tree, dict):
+        return {key: _made(value, dtype) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_made(value, dtype) for value in tree]
+    if isinstance(tree, tuple) and any(isinstance(value, InputSpec) for value in tree):
+        return tuple(_made(value, dtype) for value in tree)
+    return tree
 
 
 def network_shapes(network: torch.nn.Module) -> NetworkShapes:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lading.catalog.explanation import config_text, nearest_text
 from lading.catalog.hashes import KnownModel
-from lading.catalog.lora import Lora
 from lading.catalog.structure import Fit
+
+if TYPE_CHECKING:
+    from lading.catalog.lora import Lora
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from lading.catalog.change import (
     AddAxes,
+    Chain,
     Change,
     DropAxes,
+    Flatten,
     Fold,
     Fuse,
     Permute,
@@ -65,6 +67,11 @@ def split(file: str, *model: str, parts: tuple[int, ...] | None = None, dim: int
     return Rule((file,), model, Split(parts or (1,) * len(model), dim))
 
 
+def squeeze_and_split(file: str, *model: str, count: int = 2) -> Rule:
+    """A convolution of one pixel in the file is several linear layers of equal size in the network."""
+    return Rule((file,), model, Chain((DropAxes(count), Split((1,) * len(model)))))
+
+
 def split_heads(file: str, *model: str, head: int) -> Rule:
     """One tensor of the file, whose rows go head by head, is several in the network; a head has `head` rows in each."""
     return Rule((file,), model, SplitHeads(len(model), head))
@@ -93,6 +100,11 @@ def unsqueeze(file: str, model: str, count: int = 2) -> Rule:
 def fold(file: str, model: str, rows: int) -> Rule:
     """Vectors that the file writes as one are the rows of a matrix in the network."""
     return Rule((file,), (model,), Fold(rows))
+
+
+def flatten(file: str, model: str, rank: int, axis: int) -> Rule:
+    """A vector that the file spreads over `rank` axes, all but one of size one, is a vector in the network."""
+    return Rule((file,), (model,), Flatten(rank, axis))
 
 
 def swap_halves(file: str, model: str, dim: int = 0) -> Rule:
@@ -195,9 +207,8 @@ class KeyMap:
             self._likely[pattern] = likely
         numbers = _NUMBER.findall(name)
         for template in likely:
-            if all(numbers[index] == number for index, number in template.literals):
-                values = template.values(name, numbers)
-                return template.rule, template.place, tuple([values[key] for key in self._keys[template.rule]])
+            if not template.literals or all(numbers[index] == number for index, number in template.literals):
+                return template.rule, template.place, template.values(name, numbers)
         return None
 
     @cached_property
@@ -208,7 +219,7 @@ class KeyMap:
     @cached_property
     def _templates(self) -> tuple[_Template, ...]:
         return tuple(
-            _Template.parse(name, number, place)
+            _Template.parse(name, number, place, self._keys[number])
             for number, rule in enumerate(self.rules)
             for place, name in enumerate(rule.file)
         )
@@ -234,28 +245,30 @@ class _Template:
     Attributes:
         head: what comes before `{leaf}` or `{rest}`, with `#` for numbers and their placeholders.
         literals: which of the head's numbers must be which.
-        letters: which of the head's numbers is which placeholder's.
+        slots: which of the head's numbers each of the rule's placeholders stands for; -1 for the tail.
         tail: "leaf", "rest" or "" for none.
+        numbers: how many the head has.
     """
 
     rule: int
     place: int
     head: str
     literals: tuple[tuple[int, str], ...]
-    letters: tuple[tuple[int, str], ...]
+    slots: tuple[int, ...]
     tail: str
+    numbers: int
 
     @classmethod
-    def parse(cls, name: str, rule: int, place: int) -> _Template:
+    def parse(cls, name: str, rule: int, place: int, keys: tuple[str, ...]) -> _Template:
         tail = next((word for word in ("leaf", "rest") if name.endswith(f"{{{word}}}")), "")
         head = name.removesuffix(f"{{{tail}}}") if tail else name
         slots = [number or letter for letter, number in re.findall(r"\{([a-z])\}|([0-9]+)", head)]
         literals = tuple((index, slot) for index, slot in enumerate(slots) if slot.isdigit())
-        letters = tuple((index, slot) for index, slot in enumerate(slots) if not slot.isdigit())
         head = re.sub(r"\{[a-z]\}|[0-9]+", "#", head)
         if "{" in head:
             raise ValueError(f"key map: {name!r} has a placeholder that is neither a letter nor at the end")
-        return cls(rule, place, head, literals, letters, tail)
+        places = tuple(-1 if key == tail else slots.index(key) for key in keys)
+        return cls(rule, place, head, literals, places, tail, len(slots))
 
     def may_fit(self, pattern: str) -> bool:
         """Whether a name of this pattern fits, literal numbers aside."""
@@ -265,10 +278,9 @@ class _Template:
             return False
         return self.tail == "rest" or "." not in pattern[len(self.head) :]
 
-    def values(self, name: str, numbers: list[str]) -> dict[str, str]:
-        """Return what the placeholders stand for in a name that fits."""
-        values = {letter: numbers[index] for index, letter in self.letters}
-        if self.tail:
-            count = len(self.literals) + len(self.letters)
-            values[self.tail] = name[len(self.head) - count + len("".join(numbers[:count])) :]
-        return values
+    def values(self, name: str, numbers: list[str]) -> tuple[str, ...]:
+        """Return what the rule's placeholders stand for in a name that fits."""
+        if not self.tail:
+            return tuple([numbers[slot] for slot in self.slots])
+        tail = name[len(self.head) - self.numbers + len("".join(numbers[: self.numbers])) :]
+        return tuple([tail if slot < 0 else numbers[slot] for slot in self.slots])

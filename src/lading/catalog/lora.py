@@ -10,7 +10,14 @@ from typing import Any
 
 from lading.catalog import registry
 from lading.catalog.change import Shape
-from lading.catalog.lora_bases import MATCHES, BaseModules, LoraBase, modules_by_pattern, shipped_lora_bases
+from lading.catalog.lora_bases import (
+    MATCHES,
+    BaseModules,
+    LoraBase,
+    LoraNetwork,
+    modules_by_pattern,
+    shipped_lora_bases,
+)
 from lading.catalog.lora_names import DENOISER, LORA, LoraModule, sort_lora
 from lading.catalog.shapes import pattern_of
 from lading.checkpoint.inventory import Checkpoint
@@ -28,34 +35,18 @@ _CLAIMS = (
 
 
 @dataclass(frozen=True)
-class LoraMatch:
-    """A network that a LoRA may be for.
+class LoraMatch(LoraNetwork):
+    """A network that a LoRA may be for; its models are of other widths where `match` is "names".
 
     Attributes:
-        component: what a pipeline calls it, such as "unet".
-        model_class: such as "diffusers.UNet2DConditionModel".
-        layout: whose names of modules the LoRA has.
-        models: published checkpoints that it fits; those of other widths where `match` is "names".
         match: what agrees: one of `lading.catalog.lora_bases.MATCHES`.
     """
 
-    family: str
-    component: str
-    model_class: str
-    layout: str
-    models: tuple[str, ...]
     match: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the match as JSON can hold it."""
-        return {
-            "family": self.family,
-            "component": self.component,
-            "model_class": self.model_class,
-            "layout": self.layout,
-            "models": list(self.models),
-            "match": self.match,
-        }
+        return {**super().to_json(), "match": self.match}
 
     def __str__(self) -> str:
         by = f"{self.model_class}, family {self.family}, layout {self.layout}, by {self.match}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lading.catalog.change import Shape
+from lading.catalog.lora_names import names_in_networks
 from lading.catalog.shapes import pattern_of
 
 LORA_BASES = Path(__file__).with_name("lora_bases.json")
@@ -40,13 +41,14 @@ class BaseModules:
 
 
 @dataclass(frozen=True)
-class LoraBase:
-    """A network in one layout.
+class LoraNetwork:
+    """A network that LoRAs are made for, in one layout.
 
     Attributes:
-        component: what a pipeline calls it.
-        models: published checkpoints of these widths and this depth.
-        modules: pattern -> the modules with weights of two axes or more.
+        component: what a pipeline calls it, such as "unet".
+        model_class: such as "diffusers.UNet2DConditionModel".
+        layout: whose names of modules a LoRA has.
+        models: published checkpoints.
     """
 
     family: str
@@ -54,16 +56,32 @@ class LoraBase:
     model_class: str
     layout: str
     models: tuple[str, ...]
-    modules: Mapping[str, BaseModules]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
+        """Return it as JSON can hold it."""
         return {
             "family": self.family,
             "component": self.component,
             "model_class": self.model_class,
             "layout": self.layout,
             "models": list(self.models),
+        }
+
+
+@dataclass(frozen=True)
+class LoraBase(LoraNetwork):
+    """A network as it was published, its models those of these widths and this depth.
+
+    Attributes:
+        modules: pattern -> the modules with weights of two axes or more.
+    """
+
+    modules: Mapping[str, BaseModules]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        return {
+            **super().to_json(),
             "modules": {
                 name: [found.last, *sorted(map(list, found.shapes))] for name, found in sorted(self.modules.items())
             },
@@ -91,8 +109,9 @@ class LoraBase:
 
     def match(self, touched: Mapping[str, BaseModules], is_flat: bool) -> str | None:
         """Return which of `MATCHES` holds for the modules that a LoRA changes; None for none of them."""
-        names = {name: self.flat.get(name) if is_flat else name for name in touched}
-        known = {name: self.modules[own] for name, own in names.items() if own is not None and own in self.modules}
+        names = {name: (self.flat.get(name, ""),) if is_flat else names_in_networks(name) for name in touched}
+        owned = ((name, next((own for own in owns if own in self.modules), None)) for name, owns in names.items())
+        known = {name: self.modules[own] for name, own in owned if own is not None}
         if 2 * len(known) < len(touched):
             return None
         if len(known) < len(touched):

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from lading.catalog.normalise import may_hold_adapters
+
 LORA, DORA = "LoRA", "DoRA"
 
 DENOISER = "denoiser"
@@ -43,8 +45,6 @@ _ENDS: tuple[tuple[str, str, str, str], ...] = (
 
 _END = re.compile("|".join(f"(?P<e{number}>{end[3]})$" for number, end in enumerate(_ENDS)))
 _LONGEST_END = 64
-_MARKS = ("lora", "hada_w", "lokr_w", "oft_")
-"""One of these is in some name of every adapter."""
 
 _PREFIXES: tuple[tuple[str, str, str], ...] = (
     ("base_model.model.", "peft", ""),
@@ -124,6 +124,15 @@ def parse_lora_key(name: str) -> LoraKey | None:
     return LoraKey(dialect, method, component, module, False, part)
 
 
+def names_in_networks(module: str) -> tuple[str, str]:
+    """Return what a dotted module may be called in a network: some begin all names as LoRA files do.
+
+    >>> names_in_networks("layers.0.attention.dense")
+    ('layers.0.attention.dense', 'transformer.layers.0.attention.dense')
+    """
+    return module, f"transformer.{module}"
+
+
 def kohya_names(module: str, component: str = DENOISER) -> dict[str, str]:
     """Return what kohya's tools call the matrices and the alpha of a module's LoRA, by part.
 
@@ -186,7 +195,7 @@ class LoraModule:
 def sort_lora(names: Iterable[str]) -> LoraContent | None:
     """Sort a file's names; None if it holds no adapter, or is a network that holds some among its own tensors."""
     names = list(names)
-    if not any(mark in name for name in names for mark in _MARKS):
+    if not may_hold_adapters(names):
         return None
     keys = {name: key for name in names if (key := parse_lora_key(name)) is not None}
     methods = Counter(key.method for key in keys.values() if key.part != "alpha")

@@ -12,8 +12,10 @@ from math import prod
 
 from lading.catalog.change import (
     AddAxes,
+    Chain,
     Change,
     DropAxes,
+    Flatten,
     Fold,
     Fuse,
     FuseHeads,
@@ -21,6 +23,7 @@ from lading.catalog.change import (
     Shape,
     Split,
     SplitHeads,
+    Spread,
     SwapHalves,
     UnfitShapeError,
     Unfold,
@@ -112,7 +115,7 @@ def _runs(change: Change, sources: Runs) -> tuple[Runs, ...] | None:
     if not all(_in_rows(source) for source in sources):
         return None
     match change:
-        case Fold() | Unfold() | DropAxes() | AddAxes():
+        case Fold() | Unfold() | DropAxes() | AddAxes() | Flatten() | Spread():
             return ((replace(first, shape=change.shapes([first.shape])[0]),),)
         case Split(dim=0):
             ends = [sum(change.sizes(first.shape[0])[: number + 1]) for number in range(len(change.parts))]
@@ -128,10 +131,22 @@ def _runs(change: Change, sources: Runs) -> tuple[Runs, ...] | None:
         case FuseHeads(head=head):
             heads = range(0, first.shape[0], head)
             return (tuple(_rows(source, row, row + head) for row in heads for source in sources),)
+        case Chain(changes=changes):
+            return _runs_of_chain(changes, sources)
         case SwapHalves(dim=0):
             half = first.shape[0] // 2
             return ((_rows(first, half, 2 * half), _rows(first, 0, half)),)
     return None
+
+
+def _runs_of_chain(changes: tuple[Change, ...], sources: Runs) -> tuple[Runs, ...] | None:
+    """Return the runs of each result of changes one after the other; None where one moves more, or has two runs."""
+    results: tuple[Runs, ...] | None = tuple((source,) for source in sources)
+    for change in changes:
+        if results is None or any(len(runs) != 1 for runs in results):
+            return None
+        results = _runs(change, tuple(runs[0] for runs in results))
+    return results
 
 
 def _in_rows(info: TensorInfo) -> bool:

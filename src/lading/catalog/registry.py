@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable
 from functools import cache
 from itertools import accumulate
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lading.catalog.architecture import Architecture, Component, Config, Family, Repository
-from lading.catalog.lora_bases import LoraBase
 from lading.catalog.structure import Signature, shipped_signatures
 from lading.errors import IdentificationError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from lading.catalog.lora_bases import LoraBase
 
 ENTRY_POINTS = "lading.architectures"
 """The group of entry points: each names a `Family`, an `Architecture`, or a function that returns one."""
@@ -147,11 +146,7 @@ def registered_signatures() -> tuple[Signature, ...]:
     Raises:
         IdentificationError: a class cannot be found or built; the message names the family.
     """
-    if not _registered:
-        return ()
-    from lading.catalog.construction import signatures_of  # torch, which shipped families do without
-
-    return tuple(signature for family in _registered.values() for signature in _of_family(signatures_of, family))
+    return _of_registered("signatures_of")
 
 
 @cache
@@ -161,18 +156,21 @@ def registered_lora_bases() -> tuple[LoraBase, ...]:
     Raises:
         IdentificationError: a class cannot be found or built; the message names the family.
     """
+    return _of_registered("lora_bases_of")
+
+
+def _of_registered(maker: str) -> tuple[Any, ...]:
+    """What a function of `lading.catalog.construction`, which imports torch, makes of the registered families."""
     if not _registered:
         return ()
-    from lading.catalog.construction import lora_bases_of  # as above
-
-    return tuple(base for family in _registered.values() for base in _of_family(lora_bases_of, family))
-
-
-def _of_family(make: Callable[[Family], list[T]], family: Family) -> list[T]:
-    try:
-        return make(family)
-    except IdentificationError as error:
-        raise IdentificationError(f"the registered family {family.name!r}: {error}") from error
+    make = getattr(importlib.import_module("lading.catalog.construction"), maker)
+    made: list[Any] = []
+    for family in _registered.values():
+        try:
+            made += make(family)
+        except IdentificationError as error:
+            raise IdentificationError(f"the registered family {family.name!r}: {error}") from error
+    return tuple(made)
 
 
 def load_entry_points() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from functools import cached_property, lru_cache
 
 from lading.catalog.change import Shape
@@ -24,7 +24,11 @@ def pattern_of(name: str) -> str:
 
 
 class UnknownSizeError(LookupError):
-    """A size cannot be told because the tensors that have it are not there; the message names them."""
+    """A size cannot be told: the tensors that have it are not there, or are no network's; the message names them."""
+
+
+class AbsentTensorError(UnknownSizeError):
+    """A size cannot be told because no tensor of its pattern is there."""
 
 
 class Shapes(Mapping[str, Shape]):
@@ -41,6 +45,10 @@ class Shapes(Mapping[str, Shape]):
 
     def __len__(self) -> int:
         return len(self._shapes)
+
+    def items(self) -> ItemsView[str, Shape]:
+        """Return names and shapes; those of a mapping take a call for each."""
+        return self._shapes.items()
 
     @cached_property
     def by_pattern(self) -> dict[str, list[str]]:
@@ -70,11 +78,11 @@ class Shapes(Mapping[str, Shape]):
         """Return the shape of a tensor, or of the first that fits a pattern.
 
         Raises:
-            UnknownSizeError: no tensor fits.
+            AbsentTensorError: no tensor fits.
         """
         found = self.find(pattern)
         if not found:
-            raise UnknownSizeError(pattern)
+            raise AbsentTensorError(pattern)
         return self._shapes[found[0]]
 
     def size(self, pattern: str, axis: int = 0) -> int:

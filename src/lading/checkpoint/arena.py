@@ -38,11 +38,14 @@ class Arena:
 
     Memory is taken page by page as it is written, and given back when the arena and all tensors made of it are gone.
 
+    Args:
+        huge_pages: let the kernel take pages of some MB; not where only some bytes are ever written.
+
     Raises:
         CheckpointError: there is not that much address space.
     """
 
-    def __init__(self, start: int, end: int) -> None:
+    def __init__(self, start: int, end: int, huge_pages: bool = True) -> None:
         self.start = block_floor(start)
         self.nbytes = max(block_ceiling(end) - self.start, BLOCK)
         try:
@@ -50,7 +53,7 @@ class Arena:
         except OSError as error:
             raise CheckpointError(f"no memory for {format_size(self.nbytes)} of tensors: {error.strerror}") from None
         with suppress(OSError, AttributeError):  # a kernel built without huge pages
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
+            self._memory.madvise(mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE)
 
     def discard(self) -> None:
         """Give the memory back and keep the addresses: what is read from them until they are written again is zero."""

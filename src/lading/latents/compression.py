@@ -67,8 +67,11 @@ def first_of(*readings: Reading) -> Reading:
     return lambda config: next((value for value in (read(config) for read in readings) if value is not None), None)
 
 
-def every(read: Reading) -> Callable[[Config], FrameRule | None]:
+def every(read: Reading, first_latents: int = 1) -> Callable[[Config], FrameRule | None]:
     """Read how many frames, after the first, make one of the latent.
+
+    Args:
+        first_latents: frames of the latent that a film of one frame has.
 
     >>> str(every(entry("scale_factor_temporal"))({"scale_factor_temporal": 4}))
     '4n+1'
@@ -76,7 +79,7 @@ def every(read: Reading) -> Callable[[Config], FrameRule | None]:
 
     def rule(config: Config) -> FrameRule | None:
         period = read(config)
-        return None if period is None else FrameRule(period)
+        return None if period is None else FrameRule(period, first_latents=first_latents)
 
     return rule
 

@@ -23,7 +23,7 @@ from lading.loading.components import (
     for_component,
     load_bare,
     load_by_spec,
-    load_side_by_side,
+    load_in_turn,
 )
 from lading.loading.configs import CONFIG_FILES, processor_class, read_config, read_model_index
 from lading.loading.ingredients import ComponentFolder, Ingredient, Ingredients, gather
@@ -99,7 +99,7 @@ def assemble_pipeline(
     options = {name: LoadOptions(for_component(torch_dtype, name), for_component(device, name)) for name in jobs}
     devices = {str(one.device or "cpu") for one in options.values()}
     limits = {place: limits_on(place, memory_limit, host_memory_limit) for place in devices}
-    components = load_side_by_side(
+    components = load_in_turn(
         [
             partial(job, replace(options[name], limits=limits[str(options[name].device or "cpu")]))
             for name, job in jobs.items()

@@ -66,6 +66,7 @@ def calibrate_for(
     device: str | torch.device | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    seconds: float = SECONDS,
     on_progress: Callable[[int, int], None] = lambda _done, _of: None,
     **wish: Any,
 ) -> Measured:
@@ -73,6 +74,7 @@ def calibrate_for(
 
     Args:
         model: whose own kernels are measured first, and its own files' disk where it is here; see `plan` for the rest.
+        seconds: to spend on kernels.
         on_progress: told how many kernels have been measured, and of how many.
 
     Raises:
@@ -89,7 +91,7 @@ def calibrate_for(
             checkpoint = network.checkpoint() if blueprint.place in ("folder", "file") else None
             files += list(checkpoint.files) if checkpoint is not None else []
     files = [file for file in files if file.stat().st_size >= LEAST_FILE_BYTES]
-    rates = calibrate(place, files, kernels, SECONDS, lambda what, done, of: on_progress(done, of))
+    rates = calibrate(place, files, kernels, seconds, lambda what, done, of: on_progress(done, of))
     return Measured(str(place), rates)
 
 

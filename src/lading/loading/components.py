@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -131,7 +130,7 @@ def load_components(
     subfolder: str | None = None,
     token: str | bool | None = None,
 ) -> Components:
-    """Load several components of a pipeline, side by side.
+    """Load several components of a pipeline, one after another.
 
     `torch_dtype`, `device`, `revision` and `variant` each take one value for all, or a mapping from component names
     with a "default" for the others. A single `variant` is used where a component has it.
@@ -163,14 +162,13 @@ def load_components(
     jobs = [(spec, replace(options, limits=limits[str(options.device or "cpu")])) for spec, options in jobs]
     with import_put_off(RARELY_USED):
         for spec, _ in jobs:
-            resolve_class(spec)  # imports happen one after another; threads would wait for each other's
-        return load_side_by_side([partial(load_by_spec, spec, options) for spec, options in jobs])
+            resolve_class(spec)  # an unknown class is told before anything is read
+        return load_in_turn([partial(load_by_spec, spec, options) for spec, options in jobs])
 
 
-def load_side_by_side(jobs: Sequence[Callable[[], tuple[Any, LoadRecord]]]) -> Components:
-    """Load components in threads."""
-    with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1) or 1) as pool:
-        loaded = [future.result() for future in [pool.submit(job) for job in jobs]]
+def load_in_turn(jobs: Iterable[Callable[[], tuple[Any, LoadRecord]]]) -> Components:
+    """Load components one after another: each reads at the disk's rate, and Python builds one at a time anyway."""
+    loaded = [job() for job in jobs]
     return Components({record.name: component for component, record in loaded}, [record for _, record in loaded])
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lading.catalog.architecture import Architecture, Extent, InputSpec
+from lading.catalog.architecture import Architecture, Extent
+from lading.catalog.construction import make_inputs
 from lading.catalog.registry import architecture_of
 from lading.catalog.shapes import Shapes
 from lading.memory.management import Examples
@@ -20,11 +21,13 @@ SMALLEST = Extent(height=64, width=64, tokens=8)
 def example_call(model: torch.nn.Module, extent: Extent = SMALLEST) -> Examples:
     """Return a call of a network, with tensors on the meta device; nothing for classes that the catalog lacks."""
     known = architecture_of(type(model))
-    if known is None or known[1].example_inputs is None:
+    if known is None:
         return {}
-    dtype = _most_common_dtype(model)
-    inputs = known[1].example_inputs(_config(model, known[1]), extent)
-    return {"forward": ((), {argument: _tensors(value, dtype) for argument, value in inputs.items()})}
+    _, architecture = known
+    if architecture.example_inputs is None or any(getattr(model, one, None) is None for one in architecture.lent):
+        return {}
+    inputs = architecture.example_inputs(_config(model, architecture), extent)
+    return {"forward": ((), make_inputs(inputs, _most_common_dtype(model)))}
 
 
 def _config(model: torch.nn.Module, architecture: Architecture) -> Mapping[str, Any]:
@@ -43,16 +46,3 @@ def _most_common_dtype(model: torch.nn.Module) -> torch.dtype:
         if parameter.is_floating_point():
             counts[parameter.dtype] += parameter.numel()
     return counts.most_common(1)[0][0] if counts else torch.float32
-
-
-def _tensors(tree: Any, dtype: torch.dtype) -> Any:
-    if isinstance(tree, InputSpec):
-        stated: torch.dtype = getattr(torch, tree.dtype)
-        return torch.empty(tree.shape, dtype=dtype if stated.is_floating_point else stated, device="meta")
-    if isinstance(tree, dict):
-        return {key: _tensors(value, dtype) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_tensors(value, dtype) for value in tree]
-    if isinstance(tree, tuple) and any(isinstance(value, InputSpec) for value in tree):
-        return tuple(_tensors(value, dtype) for value in tree)
-    return tree

@@ -16,6 +16,9 @@ from lading.memory.prediction import Allowance, Prediction, Prospect
 from lading.memory.rates import Rates
 from lading.memory.trace import Trace
 
+_UPDATE_PASSES = 24
+"""Times that torch's AdamW, and the norm of gradients before it, read or write as many bytes as learn."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -66,6 +69,12 @@ class Prepared:
         before = self.calls[: self.calls.index(call)]
         saved = sum(self.traces[one.component, one.entry].activation_bytes for one in before if one.backward)
         return saved + self.training.beside_bytes
+
+    def update_seconds(self, call: PhaseCall, rates: Rates) -> float:
+        """Predict how long the optimizer takes when gradients have come back through all that learns."""
+        if self.training is None or not call.backward or call is not self.calls[-1]:
+            return 0.0
+        return _UPDATE_PASSES * self.training.trainable_bytes / rates.memory
 
     def streams(self, call: PhaseCall) -> bool:
         """Whether weights may come from the disk at each call: those that are trained stay."""
@@ -152,15 +161,17 @@ def _phase(prepared: Prepared, call: PhaseCall, allowance: Allowance | None, rat
     prospect, traces = prepared.prospects[call.component], prepared.known(call)
     traced = traces[call.entry]
     flops, held = sum(one.flops for one in traced.all_calls), prepared.held_bytes(call)
+    update_seconds = prepared.update_seconds(call, rates)
     if allowance is None:
         resident, prediction = prepared.resident_bytes(call), _within(prospect, traces, _EVERYTHING, rates)
         slots = streamed = host_bytes = 0
-        others = prediction.plan.other_bytes - prediction.outline.fixed.nbytes + held
+        outline = prediction.outline
+        others = prediction.plan.other_bytes - outline.fixed.nbytes - outline.rows_bytes(traces) + held
         peak = resident + traced.activation_bytes + others
     else:
         prediction = _within(prospect, traces, allowed(prepared, call, allowance), rates)
         placement = prediction.plan.placement
-        slots = len(placement.slots) * placement.slot_bytes
+        slots = sum(placement.slot_sizes)
         resident, streamed = placement.nbytes - slots, prediction.streamed_bytes(traced)
         others, peak, host_bytes = prediction.plan.other_bytes, prediction.plan.peak_bytes, placement.host_nbytes
     return PhasePlan(
@@ -176,8 +187,8 @@ def _phase(prepared: Prepared, call: PhaseCall, allowance: Allowance | None, rat
         others,
         peak,
         host_bytes,
-        prediction.first_seconds(traced),
-        prediction.call_seconds(traced),
+        prediction.first_seconds(traced) + update_seconds,
+        prediction.call_seconds(traced) + update_seconds,
     )
 
 

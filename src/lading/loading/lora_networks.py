@@ -13,6 +13,7 @@ import torch
 from lading.catalog.architecture import Architecture
 from lading.catalog.change import Change, Same, Shape, UnfitShapeError
 from lading.catalog.lora_bases import LoraBase, modules_by_pattern
+from lading.catalog.lora_names import names_in_networks
 from lading.catalog.registry import architecture_of
 from lading.errors import CheckpointError
 
@@ -51,7 +52,9 @@ class Layout:
 
     def find(self, module: str, is_flat: bool) -> Place | None:
         """Return where a module is; None if the network has none of this name."""
-        return (self._flat if is_flat else self.places).get(module)
+        if is_flat:
+            return self._flat.get(module)
+        return next((self.places[name] for name in names_in_networks(module) if name in self.places), None)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from lading.catalog import Candidate, Component, Repository, find_architecture, known_families
+from lading.catalog import Candidate, Component, Repository, component_config, find_architecture, known_families
 from lading.catalog.architecture import Config
 from lading.catalog.construction import build_on_meta, network_shapes
 from lading.errors import CheckpointError, ComponentError, IdentificationError
+from lading.loading.configs import read_config
 from lading.loading.ingredients import ComponentFolder, Ingredients, Part
 from lading.loading.recognised import named_in, source_of
 from lading.loading.source import Source
@@ -94,6 +95,17 @@ class Assignment:
         models = denoiser.candidate.models
         return bool(models) and denoiser.component.published not in models
 
+    @property
+    def has_channels(self) -> bool:
+        """Whether the denoiser takes as many channels as the published one: what else than noise a pipeline gives it
+        is in them."""
+        name, component = next(iter(self.repository.components.items()))
+        if name in self.folders:
+            config = read_config(self.folders[name].folder / "config.json")
+        else:
+            config = dict(self.parts[name].candidate.config)
+        return config.get("in_channels") == component_config(component).get("in_channels")
+
     def evidence(self, given: Ingredients) -> tuple[int, ...]:
         """Return how much speaks for it, the weightiest first."""
         named, called = 0, 0
@@ -103,7 +115,7 @@ class Assignment:
             named = named_in((self.name, self.denoiser.component.published), self.denoiser.part.hints)
         published = [cast.component.published in cast.candidate.models for cast in self.parts.values()]
         everywhere = named_in((self.name,), " ".join(file.hints for file in given.files))
-        return -len(self.left_over), named, called, -len(self.missing), sum(published), everywhere
+        return -len(self.left_over), self.has_channels, named, called, -len(self.missing), sum(published), everywhere
 
     def outcome(self) -> tuple[Any, ...]:
         """What the networks come to: pipelines that agree in it differ in nothing that is loaded from files."""

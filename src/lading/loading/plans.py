@@ -232,11 +232,13 @@ class Plan:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan for JSON, with the keys of `lading plan --json`."""
+        """The plan for JSON, with the keys of `lading plan --json`; those of host memory beside a device only."""
+        host = {"host_memory_limit": self.host_memory_limit, "minimum_host_memory": self.least.host_memory}
         found = {
             "fits": self.fits,
             "memory_limit": self.memory_limit,
             "minimum_memory": self.minimum_memory,
+            **(host if self.device != "cpu" else {}),
             "components": [vars(component) for component in self.components],
             "phases": [
                 {

@@ -20,10 +20,11 @@ from lading.checkpoint.arena import Arena
 from lading.checkpoint.reading import Reading
 from lading.devices import Device, Event
 from lading.errors import CheckpointError
-from lading.events import Moment
+from lading.events import Moment, seconds_of
 from lading.memory.files import WeightFiles
 from lading.memory.image import Image, Store
 from lading.memory.planner import BOUNCES
+from lading.memory.rates import FEWEST_BYTES
 
 
 class DeviceStore:
@@ -66,6 +67,7 @@ class DeviceHome:
         for _ in range(BOUNCES):
             self._bounces.put((None, None))
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="lading-moving")
+        self._bus = _Bus(device)
 
     @property
     def device(self) -> torch.device:
@@ -78,6 +80,10 @@ class DeviceHome:
     @property
     def host_bytes(self) -> int:
         return sum(pinned.arena.nbytes for pinned in self._hosted.values() if pinned.filled)
+
+    @property
+    def copy_rate(self) -> float | None:
+        return self._bus.rate
 
     def store(self, nbytes: int) -> DeviceStore:
         return DeviceStore(self._device, nbytes)
@@ -155,8 +161,35 @@ class DeviceHome:
             source = pinned.arena.tensor(torch.uint8, 0, image.nbytes)
             clock = partial(self._device.moment, copies=True)
             with events.span("copy", image.name, image.file, image.nbytes, clock):
-                self._device.copy(source, store.memory[: image.nbytes])
+                self._bus.copy(source, store.memory[: image.nbytes])
         return self._device.event()
+
+
+class _Bus:
+    """Queues copies, and times them by the device's own clock until its rate can be told."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._copied = 0
+        self._spans: list[tuple[Moment, Moment]] = []
+        self._rate: float | None = None
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        if self._copied >= FEWEST_BYTES:
+            self._device.copy(source, target)
+            return
+        start = self._device.moment(copies=True)
+        self._device.copy(source, target)
+        self._spans.append((start, self._device.moment(copies=True)))
+        self._copied += source.nbytes
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second; None while too little was copied to tell. Waits for the first copies."""
+        if self._rate is None and self._copied >= FEWEST_BYTES:
+            self._rate = self._copied / sum(seconds_of(end) - seconds_of(start) for start, end in self._spans)
+            self._spans.clear()
+        return self._rate
 
 
 class _Pinned:

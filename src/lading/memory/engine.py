@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -27,6 +27,7 @@ from lading.memory.outline import Outline, Places
 from lading.memory.planner import Placement, next_in_slot, place, simulate
 from lading.memory.rates import Rates
 from lading.memory.statistics import CallStatistics, Statistics, UnitStatistics
+from lading.memory.tables import Table
 from lading.memory.trace import Trace
 
 _WORTHWHILE = 0.95
@@ -73,6 +74,7 @@ class Engine:
         module: whose parameters are on the meta device, or anything that the weights replace.
         places: see `parameter_places`; they stay where adapters wrap them.
         outline: the module's units.
+        tables: by parameter, those of the outline.
         lock: held while the module computes; modules that take turns share one.
         on_activate: called before the first weight comes.
     """
@@ -83,6 +85,7 @@ class Engine:
         places: Places,
         home: Home,
         outline: Outline,
+        tables: Mapping[str, Table],
         lock: threading.RLock,
         on_activate: Callable[[], None],
     ) -> None:
@@ -98,6 +101,7 @@ class Engine:
         self._lock = lock
         self._on_activate = on_activate
         self._images = outline.images
+        self._tables = dict(tables)
         self._fixed = _Seat(-1, outline.fixed, home.store(outline.fixed.nbytes))
         self._unit_of = {leaf.name: number for number, unit in enumerate(self.units) for leaf in unit.leaves}
         self._routes: dict[str, _Route] = {}
@@ -110,6 +114,8 @@ class Engine:
         self._holds: list[int | None] = []
         self._held = Holdings(module)
         self._bind(self._fixed)
+        for name, table in self._tables.items():
+            self.bound[name] = bind_parameter(self._places[name], table.tensor)
 
     def set_placement(
         self, nbytes: int, host_nbytes: int, traces: Mapping[str, Trace], rates: Rates, reluctant: bool = False
@@ -175,17 +181,21 @@ class Engine:
         return self._held.nbytes
 
     @property
-    def slowness(self) -> float | None:
-        """How many times longer than predicted a call computes; None before the second call of a placement is done.
+    def is_settled(self) -> bool:
+        """Whether the last call, the second of a placement, was as others will be.
 
         The first one also takes what only first calls do: memory is new, kernels are made. Calls that a backward pass
         follows tell nothing: only their own end is known.
         """
-        entry, predicted = self._predicted
-        if self._calls != 2 or self.statistics.recent[-1].entry != entry or self._route.returns:
-            return None
+        return self._calls == 2 and self.statistics.recent[-1].entry == self._predicted[0] and not self._route.returns
+
+    @property
+    def slowness(self) -> float:
+        """How many times longer than predicted the last call computed; 1 on a device, which goes on when it returns."""
+        if self._home.copies:
+            return 1.0
         last = self.statistics.recent[-1]
-        return max(last.seconds - last.waited_seconds, 1e-6) / predicted
+        return max(last.seconds - last.waited_seconds, 1e-6) / self._predicted[1]
 
     def suspend(self) -> None:
         """Give back the memory of all weights; the next call brings what it needs."""
@@ -194,6 +204,8 @@ class Engine:
                 self._empty(seat)
             for store in self._slots:
                 self._held.give_back(store)
+            for table in self._tables.values():
+                table.discard()
             self._visit = -1
             self._home.rest()
             self.active = False
@@ -230,17 +242,20 @@ class Engine:
         """Stop and give everything back; the module keeps parameters without values."""
         with self._lock:
             self.suspend()
-            for image in (*self._images, self._fixed.image):
-                for name in image.names:
-                    owner, attribute = self._places[name][0]
-                    parameter = owner._parameters[attribute]
-                    assert parameter is not None
-                    bind_parameter(self._places[name], torch.empty_like(parameter, device="meta"))
-            self._seats, self._slots, self._holds = [], [], []
+            moved = (name for image in (*self._images, self._fixed.image) for name in image.names)
+            for name in (*moved, *self._tables):
+                owner, attribute = self._places[name][0]
+                parameter = owner._parameters[attribute]
+                assert parameter is not None
+                bind_parameter(self._places[name], torch.empty_like(parameter, device="meta"))
+            self._seats, self._slots, self._holds, self._tables = [], [], [], {}
             self._home.host(())
 
-    def need(self, leaf: str) -> None:
+    def need(self, leaf: str, inputs: Iterable[Any] = ()) -> None:
         """Have the weights of a module in their place, and let go of the unit before.
+
+        Args:
+            inputs: of the module, where it is called: of a table, only the rows that they ask for come.
 
         Raises:
             CheckpointError: they cannot be read any more.
@@ -248,6 +263,8 @@ class Engine:
         with self._lock:
             self.resume()
             self._await(self._fixed)
+            if leaf in self.outline.parts.tables:
+                self._look_up(self.outline.parts.tables[leaf], inputs)
             if leaf not in self._unit_of:
                 return
             unit = self._unit_of[leaf]
@@ -263,6 +280,13 @@ class Engine:
                 self.statistics.late += 1
             self._await(seat)
 
+    def _look_up(self, name: str, inputs: Iterable[Any]) -> None:
+        start = time.perf_counter()
+        for rows in inputs:
+            if isinstance(rows, torch.Tensor) and not rows.is_floating_point():
+                self.statistics.read_bytes += self._tables[name].read(rows)
+        self.statistics.waited_seconds += time.perf_counter() - start
+
     def _seat(self, placement: Placement) -> None:
         """Make the memory and bind every parameter to its place in it; units that stay resident keep theirs."""
         kept = {seat.unit: seat for seat in self._seats if seat.slot is None and seat.unit in placement.resident}
@@ -272,7 +296,7 @@ class Engine:
                 self._outdate(seat)
         for store in self._slots:
             self._held.give_back(store)
-        self._slots = [self._home.store(placement.slot_bytes) for _ in placement.slots]
+        self._slots = [self._home.store(nbytes) for nbytes in placement.slot_sizes]
         self._holds = [None] * len(self._slots)
         self._seats = []
         for unit, image in enumerate(self._images):
@@ -323,7 +347,10 @@ class Engine:
 
     def _bring(self, seat: _Seat) -> None:
         """Start to fill a seat; whatever its slot held, or was to hold, goes."""
+        nbytes = seat.image.nbytes
         if seat.slot is not None:
+            assert self.placement is not None  # slots are a placement's
+            nbytes = self.placement.slot_sizes[seat.slot]
             held = self._holds[seat.slot]
             if held is not None:
                 self._empty(self._seats[held])
@@ -335,8 +362,7 @@ class Engine:
         if seat.unit >= 0:
             self.statistics.units[seat.unit].brought += 1
         seat.arrival, seat.filled = self._home.bring(seat.image, seat.store), True
-        slot_bytes = 0 if seat.slot is None or self.placement is None else self.placement.slot_bytes
-        self._held.take(seat.store, slot_bytes or seat.image.nbytes)
+        self._held.take(seat.store, nbytes)
 
     def _empty(self, seat: _Seat) -> None:
         """Let a seat's weights go; a store of its own gives its memory back."""
@@ -390,4 +416,4 @@ def parameter_like(before: torch.Tensor | None, tensor: torch.Tensor) -> torch.n
 
 
 def _seating(placement: Placement) -> tuple[object, ...]:
-    return placement.resident, placement.slots, placement.slot_bytes, placement.hosted
+    return placement.resident, placement.slots, placement.hosted

@@ -55,6 +55,10 @@ class Home(Protocol):
     @property
     def host_bytes(self) -> int: ...
 
+    @property
+    def copy_rate(self) -> float | None:
+        """Bytes per second over the bus so far; None while too little came to tell, or nothing comes over one."""
+
     def store(self, nbytes: int) -> Store:
         """Make memory; nothing is taken before something is brought."""
 

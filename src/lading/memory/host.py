@@ -20,6 +20,7 @@ class HostHome:
     copies = False
     workspace_bytes = 0
     host_bytes = 0
+    copy_rate = None
 
     def __init__(self, files: WeightFiles) -> None:
         self._files = files

@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
+from lading.memory.operations import Operation, is_free, operation_of
 from lading.memory.rates import Rates, Speed
-from lading.memory.trace import Operation, is_free, operation_of, trace
+from lading.memory.trace import trace
 
 _SECONDS = 0.08
 """That one kernel is measured for, unless it takes longer."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from lading import host
 from lading.devices import Device
 from lading.errors import LadingError
+from lading.memory.calibration import known_rates
 from lading.memory.rates import Rates
 from lading.memory.stage import Stage
 from lading.sizes import parse_size
@@ -45,12 +48,12 @@ class Limits:
         if not given:
             return None
         if device is None:
-            return cls(min(given))
+            return cls(min(given), rates=known_rates(torch.device("cpu"))[0])
         if memory_limit is None:
             raise LadingError(f"host_memory_limit={host_memory_limit!r} on a device asks for a memory_limit too")
         free = int(_HOST_SHARE * host.available_memory())
         host_memory = free if host_memory_limit is None else parse_size(host_memory_limit)
-        return cls(parse_size(memory_limit), host_memory, device)
+        return cls(parse_size(memory_limit), host_memory, device, rates=known_rates(device.torch_device)[0])
 
     def move(self, memory_limit: int | str, host_memory_limit: int | str | None) -> None:
         """Set other limits; a host limit of None stays, and on the CPU the smaller one counts."""

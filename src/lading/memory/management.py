@@ -29,15 +29,17 @@ from lading.memory.limits import Limits
 from lading.memory.outline import (
     Outline,
     Surroundings,
-    find_leaves,
+    find_parts,
     named_as_before,
     parameter_places,
     unit_bytes_of,
 )
 from lading.memory.plan import ModulePlan
+from lading.memory.rates import Rates
 from lading.memory.signature import Signature
 from lading.memory.stage import Turn
 from lading.memory.statistics import Statistics
+from lading.memory.tables import Table
 from lading.memory.trace import Trace, trace
 from lading.memory.watch import Change, Watch
 from lading.sizes import format_size
@@ -109,6 +111,11 @@ class Manager:
     def device(self) -> torch.device:
         """That computes."""
         return self._home.device
+
+    @property
+    def rates(self) -> Rates:
+        """What plans predict with: known rates of this machine, and from the third call on those of the first two."""
+        return self._rates
 
     @property
     def plan(self) -> ModulePlan:
@@ -214,10 +221,10 @@ class Manager:
             with self._require_engine().entry(entry):
                 yield
 
-    def need(self, name: str) -> None:
-        """Have a part's weights in their place."""
+    def need(self, name: str, inputs: Iterable[Any] = ()) -> None:
+        """Have a part's weights in their place; of a table, the rows that its inputs ask for."""
         with self._stage.lock:
-            self._require_engine().need(name)
+            self._require_engine().need(name, inputs)
 
     def is_bound(self, parameter: str, tensor: torch.Tensor) -> bool:
         """Whether a tensor is the one that a parameter's weights come to."""
@@ -317,11 +324,14 @@ class Manager:
 
     def _refine(self) -> None:
         """Plan with what was measured, once, after the second call of a plan."""
-        slowness = self._require_engine().slowness
-        if slowness is None or self._refined:
+        engine = self._require_engine()
+        if self._refined or not engine.is_settled:
             return
-        rates = self._rates.slower(slowness)
-        self._rates = replace(rates, read=self._files.meter.bytes_per_second or rates.read)
+        self._rates = replace(
+            self._rates.slower(engine.slowness),
+            read=self._files.meter.bytes_per_second or self._rates.read,
+            copy=self._home.copy_rate or self._rates.copy,
+        )
         self._refined = True
         self._replan(reluctant=True)
 
@@ -332,9 +342,10 @@ class Manager:
         self._stage.send_off_others(self)  # what they hold was spare
         self._buffer_bytes = sum(buffer.nbytes for buffer in self.module.buffers() if not buffer.is_meta)
         weights = self._files.weights
-        leaves, fixed = find_leaves(self._modules, self._places, weights, self._traces, self._watch.block_of)
         engine, home = self._engine, self._home
-        if engine is None or engine.outline.leaves != leaves:
+        table_bytes = None if home.copies else self._unit_bytes
+        parts = find_parts(self._modules, self._places, weights, self._traces, table_bytes, self._watch.block_of)
+        if engine is None or engine.outline.parts != parts:
             if engine is not None:
                 engine.release()
             surroundings = Surroundings(home.copies, home.casting_bytes, home.workspace_bytes)
@@ -342,18 +353,20 @@ class Manager:
                 self.module,
                 self._places,
                 home,
-                Outline(leaves, fixed, weights, self._unit_bytes, surroundings),
+                Outline(parts, weights, self._unit_bytes, surroundings),
+                {name: Table(name, self._files) for name in parts.tables.values()},
                 self._stage.lock,
                 partial(_enter, weakref.ref(self)),
             )
         activation = max((trace.activation_bytes for trace in self._traces.values()), default=0)
-        memory, host_memory, others = self._circumstances()
+        memory, host_memory, lasting = self._circumstances()
+        others = lasting + engine.outline.rows_bytes(self._traces)
         placement = engine.set_placement(
             memory - activation - others, host_memory, self._traces, self._rates, reluctant
         )
         if placement is None:
             raise self._too_small(engine, activation, others)
-        self._planned_for = memory, host_memory, others
+        self._planned_for = memory, host_memory, lasting
         others += engine.outline.overhead_bytes
         self._plan = ModulePlan(type(self.module).__name__, memory, activation, others, placement, engine.units)
 

@@ -12,6 +12,7 @@ import torch
 from lading.memory.image import Image, Weight
 from lading.memory.planner import Work, minimum_bytes, minimum_host_bytes
 from lading.memory.rates import Rates
+from lading.memory.tables import has_rows, is_lookup, rows_bytes
 from lading.memory.trace import Call, Trace
 from lading.memory.units import UNIT_BYTES, Leaf, Unit, make_units, visits
 
@@ -20,6 +21,21 @@ _FEWEST_UNITS = 24
 
 Places = Mapping[str, list[tuple[torch.nn.Module, str]]]
 """Parameter name -> the modules that hold it, and its name in each."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a module's weights are.
+
+    Attributes:
+        leaves: whose weights move, in the order in which they run.
+        fixed: names of parameters that must always be there.
+        tables: leaf -> the parameter of which it looks up single rows.
+    """
+
+    leaves: tuple[Leaf, ...]
+    fixed: frozenset[str]
+    tables: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,7 @@ class Outline:
     """A module's units and their images.
 
     Attributes:
-        leaves: in the order in which they run.
+        parts: leaves, and what does not move with them.
         units: runs of leaves whose weights move together.
         images: of the units.
         fixed: the image of the parameters that must always be there.
@@ -50,8 +66,7 @@ class Outline:
 
     def __init__(
         self,
-        leaves: tuple[Leaf, ...],
-        fixed: Iterable[str],
+        parts: Parts,
         weights: Mapping[str, Weight],
         unit_bytes: int,
         surroundings: Surroundings,
@@ -59,18 +74,22 @@ class Outline:
         """Cut a module.
 
         Args:
-            fixed: names of parameters that must always be there.
             weights: parameter name -> where its bytes are.
             unit_bytes: see `make_units`.
         """
-        self.leaves = leaves
-        self.units: tuple[Unit, ...] = make_units(leaves, unit_bytes)
+        self.parts = parts
+        self.units: tuple[Unit, ...] = make_units(parts.leaves, unit_bytes)
         self.images = tuple(Image({name: weights[name] for name in unit.parameters}) for unit in self.units)
-        self.fixed = Image({name: weights[name] for name in sorted(fixed)})
+        self.fixed = Image({name: weights[name] for name in sorted(parts.fixed)})
+        self._weights = weights
         self._surroundings = surroundings
         casts = any(image.casts for image in (*self.images, self.fixed))
         casting_bytes = surroundings.casting_bytes if casts else 0
         self.overhead_bytes = self.fixed.nbytes + casting_bytes + surroundings.workspace_bytes
+
+    def rows_bytes(self, traces: Mapping[str, Trace]) -> int:
+        """Return the most that rows of tables take in a call."""
+        return rows_bytes(self.parts.tables, self._weights, traces.values())
 
     def order(self, trace: Trace) -> tuple[int, ...]:
         """Return the units that a call visits, one after another."""
@@ -108,18 +127,20 @@ def unit_bytes_of(weights: Mapping[str, Weight]) -> int:
     return max(min(UNIT_BYTES, total // _FEWEST_UNITS), 1)
 
 
-def find_leaves(
+def find_parts(
     modules: Mapping[str, torch.nn.Module],
     places: Places,
     weights: Mapping[str, Weight],
     traces: Mapping[str, Trace],
+    table_bytes: int | None,
     block_of: Callable[[torch.nn.Module], torch.nn.Module] = lambda part: part,
-) -> tuple[tuple[Leaf, ...], frozenset[str]]:
-    """Return the leaves in the order of the traces, then those that no trace has seen; and what has to stay.
+) -> Parts:
+    """Return the leaves in the order of the traces, then those that no trace has seen; and what does not move.
 
     Args:
         modules: by name, a network's own.
         traces: by entry.
+        table_bytes: tables larger than this are read by rows; None for none.
         block_of: a module -> the one as a part of which it computes.
     """
     own: dict[torch.nn.Module, list[str]] = {}
@@ -130,13 +151,20 @@ def find_leaves(
     for part in modules.values():
         if part in own and any(inner in own for inner in part.modules() if inner is not part):
             fixed.update(own[part])
+    tables = {
+        name
+        for name, holders in places.items()
+        if table_bytes is not None and weights[name].nbytes > table_bytes and name not in fixed
+        if all(is_lookup(owner) and block_of(owner) is owner for owner, _ in holders) and has_rows(weights[name])
+    }
     ran = (call.leaf for found in traces.values() for call in found.calls)
     leaves = []
     for name in dict.fromkeys((*ran, *(name for name, part in modules.items() if part in own))):
-        parameters = tuple(dict.fromkeys(p for p in own.get(modules[name], ()) if p not in fixed))
+        parameters = tuple(dict.fromkeys(p for p in own.get(modules[name], ()) if p not in fixed and p not in tables))
         if parameters:
             leaves.append(Leaf(name, parameters, sum(weights[p].nbytes for p in parameters)))
-    return tuple(leaves), frozenset(fixed)
+    readers = {name: own[part][0] for name, part in modules.items() if part in own and own[part][0] in tables}
+    return Parts(tuple(leaves), frozenset(fixed), readers)
 
 
 def named_as_before(

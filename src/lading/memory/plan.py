@@ -16,7 +16,7 @@ class ModulePlan:
     Attributes:
         limit: bytes for everything.
         activation_bytes: the most that tensors of a call take, workspaces included.
-        other_bytes: buffers, adapters, fixed parameters and staging.
+        other_bytes: buffers, adapters, fixed parameters, rows of tables and staging.
     """
 
     name: str
@@ -33,13 +33,13 @@ class ModulePlan:
 
     def __str__(self) -> str:
         placement = self.placement
-        slots = len(placement.slots) * placement.slot_bytes
+        slots = sum(placement.slot_sizes)
         rows = [
             ("limit", self.limit, ""),
             ("resident", placement.nbytes - slots, f"{len(placement.resident)} of {len(self.units)} units"),
-            ("slots", slots, f"{len(placement.slots)} of {format_size(placement.slot_bytes)}"),
+            ("slots", slots, f"{len(placement.slots)} of up to {format_size(max(placement.slot_sizes, default=0))}"),
             ("activations", self.activation_bytes, ""),
-            ("other", self.other_bytes, "buffers, adapters, fixed parameters, staging"),
+            ("other", self.other_bytes, "buffers, adapters, fixed parameters, rows, staging"),
             ("peak", self.peak_bytes, ""),
             ("streamed", placement.streamed_bytes, f"a call, predicted {placement.seconds:.2f} s"),
         ]

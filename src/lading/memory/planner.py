@@ -17,7 +17,7 @@ BOUNCES = 2
 """Units that are on their way from the disk to a device at a time: one is read while the other is copied."""
 _SHARES = 96
 _LARGE = 2
-"""Times the usual unit: larger ones, such as embeddings, stay in some candidates, as every slot takes their size."""
+"""Times the usual unit: larger ones, such as embeddings, stay in some candidates, as their slot takes their size."""
 _ROUNDING = 1e-9
 """Of a call's time: where two placements differ by less, the one that streams less is better."""
 
@@ -62,7 +62,7 @@ class Placement:
     Attributes:
         resident: units that stay where the module computes.
         slots: for each slot the units that it holds in turns, in their order.
-        slot_bytes: the size of a slot: that of the largest streamed unit.
+        slot_sizes: in bytes: each slot is as large as its largest unit.
         nbytes: of the resident units and the slots.
         streamed_bytes: that come to the slots at every call.
         seconds: predicted for a call, after the first.
@@ -72,7 +72,7 @@ class Placement:
 
     resident: frozenset[int]
     slots: tuple[tuple[int, ...], ...]
-    slot_bytes: int
+    slot_sizes: tuple[int, ...]
     nbytes: int
     streamed_bytes: int
     seconds: float
@@ -250,10 +250,10 @@ def _suffix(work: Work, share: float) -> tuple[int, ...]:
 
 def _placement(work: Work, streamed: Sequence[int], count: int) -> Placement:
     slots = tuple(tuple(streamed[slot::count]) for slot in range(count)) if streamed else ()
-    slot_bytes = max((work.nbytes[unit] for unit in streamed), default=0)
+    slot_sizes = tuple(max(work.nbytes[unit] for unit in units) for units in slots)
     resident = frozenset(range(len(work.nbytes))) - set(streamed)
     held = sum(work.nbytes[unit] for unit in resident)
-    draft = Placement(resident, slots, slot_bytes, held + len(slots) * slot_bytes, 0, 0.0)
+    draft = Placement(resident, slots, slot_sizes, held + sum(slot_sizes), 0, 0.0)
     moves = tuple(next_in_slot(work.visits, draft).values())
     read = sum(work.read_seconds[unit] for unit in moves)
     moved = sum(work.nbytes[unit] for unit in moves)

@@ -16,7 +16,7 @@ from lading.memory.image import Weight
 from lading.memory.outline import (
     Outline,
     Surroundings,
-    find_leaves,
+    find_parts,
     named_as_before,
     parameter_places,
     unit_bytes_of,
@@ -126,7 +126,8 @@ class Prospect:
 
     def minimum_bytes(self, traces: Mapping[str, Trace], lasting_bytes: int) -> int:
         """Return the smallest limit with which it can compute."""
-        return self._outline(traces).minimum_bytes() + _activation_bytes(traces) + lasting_bytes
+        outline = self._outline(traces)
+        return outline.minimum_bytes() + outline.rows_bytes(traces) + _activation_bytes(traces) + lasting_bytes
 
     def minimum_host_bytes(self, traces: Mapping[str, Trace]) -> int:
         """Return the least host memory that it needs beside a device."""
@@ -140,7 +141,7 @@ class Prospect:
         """
         outline = self._outline(traces)
         activation = _activation_bytes(traces)
-        others = allowance.lasting_bytes + outline.overhead_bytes
+        others = allowance.lasting_bytes + outline.overhead_bytes + outline.rows_bytes(traces)
         work = outline.work(next(iter(traces.values()), None), rates)
         placement = place(work, allowance.memory - activation - others, allowance.host_memory)
         if placement is None:
@@ -151,8 +152,9 @@ class Prospect:
         )
 
     def _outline(self, traces: Mapping[str, Trace]) -> Outline:
-        leaves, fixed = find_leaves(self._modules, self._places, self.weights, traces)
-        return Outline(leaves, fixed, self.weights, self._unit_bytes, self._surroundings)
+        table_bytes = None if self._surroundings.copies else self._unit_bytes
+        parts = find_parts(self._modules, self._places, self.weights, traces, table_bytes)
+        return Outline(parts, self.weights, self._unit_bytes, self._surroundings)
 
 
 def _activation_bytes(traces: Mapping[str, Trace]) -> int:

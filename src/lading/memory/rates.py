@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp, log, log2
 
-from lading.memory.trace import Call, Operation
+from lading.memory.operations import Operation
+from lading.memory.trace import Call
 
-_FEWEST_BYTES = 256 << 20
-"""Less than this tells nothing about a disk."""
+FEWEST_BYTES = 256 << 20
+"""Less than this tells nothing about a disk or a bus."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Rates:
         known = self._by_operator.get((operation.operator, operation.dtype))
         if known is None:
             return self.overhead * self.slowness + max(operation.flops / self.compute, operation.nbytes / self.memory)
-        rate = _between(known, operation.sizes)
+        rate = known.get(operation.sizes) or _between(known, operation.sizes)
         return self.slowness * (self.overhead + (operation.flops or operation.nbytes) / rate)
 
     def slower(self, factor: float) -> Rates:
@@ -75,24 +76,22 @@ class Rates:
         )
 
     @cached_property
-    def _by_operator(self) -> dict[tuple[str, str], tuple[Speed, ...]]:
-        found: dict[tuple[str, str], tuple[Speed, ...]] = {}
+    def _by_operator(self) -> dict[tuple[str, str], dict[tuple[int, ...], float]]:
+        """Operator and dtype -> sizes -> rate."""
+        found: dict[tuple[str, str], dict[tuple[int, ...], float]] = {}
         for speed in self.speeds:
-            key = speed.operator, speed.dtype
-            found[key] = (*found.get(key, ()), speed)
+            found.setdefault((speed.operator, speed.dtype), {})[speed.sizes] = speed.rate
         return found
 
 
-def _between(speeds: tuple[Speed, ...], sizes: tuple[int, ...]) -> float:
-    """Weigh measured speeds by how near their sizes are, in powers of two; the same sizes have their own speed."""
+def _between(rates: Mapping[tuple[int, ...], float], sizes: tuple[int, ...]) -> float:
+    """Weigh measured rates by how near their sizes, which are others, are in powers of two."""
     total = weight = 0.0
-    for speed in speeds:
-        distance = sum(
-            (log2(max(one, 1)) - log2(max(other, 1))) ** 2 for one, other in zip(speed.sizes, sizes, strict=True)
-        )
-        if distance == 0:
-            return speed.rate
-        total += log(speed.rate) / distance
+    for known, rate in rates.items():
+        distance = sum((log2(max(one, 1)) - log2(max(other, 1))) ** 2 for one, other in zip(known, sizes, strict=True))
+        if distance == 0:  # of nothing, and of one
+            return rate
+        total += log(rate) / distance
         weight += 1 / distance
     return exp(total / weight)
 
@@ -131,4 +130,4 @@ class Meter:
     @property
     def bytes_per_second(self) -> float | None:
         """The rate so far; None while too little was moved to tell."""
-        return self._nbytes / self._seconds if self._nbytes >= _FEWEST_BYTES and self._seconds > 0 else None
+        return self._nbytes / self._seconds if self._nbytes >= FEWEST_BYTES and self._seconds > 0 else None

@@ -63,7 +63,7 @@ class Stage:
         self._current: weakref.ref[Member] | None = None
 
     def join(self, member: Member) -> None:
-        """Add a module; components that load side by side join from several threads."""
+        """Add a module; components may be loaded in several threads."""
         with self._lock:
             self._members.add(member)
 

@@ -12,31 +12,19 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
-from torch.utils.flop_counter import flop_registry
 
 from lading.errors import LadingError
+from lading.memory.operations import Operation, is_free, kernel_bytes, operation_of, workspace_bytes
 
-_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
-_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
-_ON_THE_LEFT = {
-    torch.ops.aten.mm: 0,
-    torch.ops.aten.bmm: 0,
-    torch.ops.aten.addmm: 1,
-    torch.ops.aten.baddbmm: 1,
-    torch.ops.aten._scaled_mm: 0,
-}
-"""Products of matrices -> which argument is on the left side."""
-_LOOKUPS = {torch.ops.aten.embedding, torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather}
-"""Operators that read as much as they write, of whatever there is."""
 _QUESTIONS = {
     getattr(torch.Tensor, name).__get__
     for name in ("dtype", "device", "shape", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "requires_grad")
@@ -44,8 +32,9 @@ _QUESTIONS = {
 """What is asked of a tensor without its values: to ask a parameter outside its leaf does not hold it in memory."""
 _ASKED_EACH_TIME = 256
 """Storages that are asked whether they still live, about, for each operator."""
-_FREE = {"device", "_unsafe_view", "_reshape_alias", "empty", "empty_like", "new_empty", "empty_strided", "sym_size"}
 
+_MOST_SIZES = 256
+"""Numbers in a tensor of sizes; what is larger is data."""
 
 _state = threading.local()
 
@@ -53,26 +42,6 @@ _state = threading.local()
 def is_tracing() -> bool:
     """Whether this thread runs a module to trace it: there is no data, and none is needed."""
     return getattr(_state, "tracing", False)
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What one kernel computes and touches.
-
-    Attributes:
-        operator: "product", "convolution", "attention", or torch's name of what has no FLOPs, with its variant.
-        dtype: torch's name of the dtype that it computes in.
-        flops: floating-point operations, two for a multiplication with an addition.
-        nbytes: of its inputs and outputs.
-        sizes: what its speed depends on: of a product rows, inner and columns; of a convolution channels in and out,
-            places of the kernel and of the output; of attention heads, queries, keys and their width; else the bytes.
-    """
-
-    operator: str
-    dtype: str
-    flops: int
-    nbytes: int
-    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -96,8 +65,8 @@ class Trace:
 
     Attributes:
         calls: the leaves in the order in which they run; a leaf may run twice.
-        activation_bytes: the most that inputs, intermediate tensors and workspaces take at a time; with a backward
-            pass also what is saved for it, and the gradients.
+        activation_bytes: the most that inputs, intermediate tensors and workspaces take at a time, and the code
+            of kernels that are made for them; with a backward pass also what is saved for it, and the gradients.
         fixed: names of parameters that are used outside their leaf, or by modules that call others.
         backward: the leaves in the order in which the backward pass needs them, those that it computes again included.
     """
@@ -125,7 +94,8 @@ def trace(
     """Run a module on fake tensors and note what it does; neither its weights nor its inputs need data.
 
     Args:
-        args: tensors of any device, the meta device included; only shapes, dtypes, places and `requires_grad` count.
+        args: tensors of any device, the meta device included; only shapes, dtypes, places and `requires_grad` count,
+            and where the module decides by them the values of small integral ones, such as sizes.
         entry: the method to call.
         device: where the module computes; it need not be there.
         backward: go back from the outputs too.
@@ -134,9 +104,29 @@ def trace(
     Raises:
         LadingError: the module cannot be copied, or decides by values that only real data has.
     """
-    module = _twin(module)
+    given = args, dict(kwargs or {})
+    holds_sizes = any(isinstance(value, torch.Tensor) and _may_be_sizes(value) for value in tree_iter(given))
+    try:
+        try:
+            return _traced(_twin(module), given, entry, torch.device(device), backward, recorder, with_sizes=False)
+        except DataDependentOutputException:
+            if not holds_sizes:
+                raise
+            return _traced(_twin(module), given, entry, torch.device(device), backward, recorder, with_sizes=True)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
+        raise LadingError(f"{type(module).__name__} cannot be traced with these inputs: {error}") from error
+
+
+def _traced(
+    module: torch.nn.Module,
+    given: Any,
+    entry: str,
+    device: torch.device,
+    backward: bool,
+    recorder: TorchDispatchMode | None,
+    with_sizes: bool,
+) -> Trace:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    device = torch.device(device)
     place = torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -145,6 +135,13 @@ def trace(
             return torch.empty_strided(
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device=place, requires_grad=needs_gradient
             )
+
+    def made(tensor: torch.Tensor) -> torch.Tensor:
+        if not with_sizes or not _may_be_sizes(tensor):
+            return fake(tensor)
+        values = tensor.tolist()
+        with mode:
+            return torch.tensor(values, dtype=tensor.dtype).reshape(tensor.shape)
 
     state: dict[str, torch.Tensor] = {}
     twins: dict[int, torch.Tensor] = {}
@@ -155,21 +152,22 @@ def trace(
         if id(tensor) not in twins:
             twins[id(tensor)] = _of_its_kind(fake(tensor), tensor)
         state[name] = twins[id(tensor)]
-    inputs = tree_map_only(torch.Tensor, fake, (args, dict(kwargs or {})))
     observer = _Observer(module, state, device.type)
     _state.tracing = True
     try:
-        with torch.set_grad_enabled(backward), mode, observer.watching(), observer, recorder or nullcontext():
-            observer.admit(tree_iter(inputs))
-            run = _Run(module, entry, observer.turn if backward else None)
-            torch.func.functional_call(
-                run, {f"module.{name}": tensor for name, tensor in state.items()}, *inputs, tie_weights=False
-            )
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
-        raise LadingError(f"{type(module).__name__} cannot be traced with these inputs: {error}") from error
+        with torch.set_grad_enabled(backward), _small_values_known(with_sizes):
+            inputs = tree_map_only(torch.Tensor, made, given)
+            with mode, observer.watching(), observer, recorder or nullcontext():
+                observer.admit(tree_iter(inputs))
+                run = _Run(module, entry, observer.turn if backward else None)
+                torch.func.functional_call(
+                    run, {f"module.{name}": tensor for name, tensor in state.items()}, *inputs, tie_weights=False
+                )
     finally:
         _state.tracing = False
-    return Trace(observer.calls(), observer.peak, frozenset(observer.fixed), observer.calls(backward=True))
+    calls, back = observer.calls(), observer.calls(backward=True)
+    made = kernel_bytes((one for call in (*calls, *back) for one in call.operations), device.type)
+    return Trace(calls, observer.peak + made, frozenset(observer.fixed), back)
 
 
 def _of_its_kind(fake: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
@@ -179,6 +177,23 @@ def _of_its_kind(fake: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
         if hasattr(tensor, "as_tensor"):  # how diffusers' quantised parameters give their bytes
             fake.as_tensor = lambda: fake  # type: ignore[attr-defined] # torch's tensors have none
     return fake
+
+
+def _may_be_sizes(tensor: torch.Tensor) -> bool:
+    """Whether an input may hold the sizes of something; a mask does not, as its worst case is what counts."""
+    integral = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+    return integral and tensor.device.type == "cpu" and tensor.numel() <= _MOST_SIZES
+
+
+@contextmanager
+def _small_values_known(known: bool) -> Iterator[None]:
+    """Let torch compute with what small tensors hold, where it knows it, as it does with single numbers."""
+    before = fake_tensor.CONSTANT_NUMEL_LIMIT
+    fake_tensor.CONSTANT_NUMEL_LIMIT = max(before, _MOST_SIZES) if known else before
+    try:
+        yield
+    finally:
+        fake_tensor.CONSTANT_NUMEL_LIMIT = before
 
 
 def _twin(module: torch.nn.Module) -> torch.nn.Module:
@@ -290,10 +305,14 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch typ
                 handle.remove()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        workspace = _workspace_bytes(func, args, output, self._device)
-        if self._visits and not is_free(func):
-            self._visits[-1].operations.append(operation_of(func, args, kwargs or {}, output))
+        output = _all_nonzero(*args) if func is torch.ops.aten.nonzero.default else func(*args, **(kwargs or {}))
+        workspace = 0
+        if not is_free(func):
+            operation = operation_of(func, args, kwargs or {}, output)
+            operands = (value for value in (*args, output) if isinstance(value, torch.Tensor))
+            workspace = workspace_bytes(operation, operands, self._device)
+            if self._visits:
+                self._visits[-1].operations.append(operation)
         known = [self._count(tensor) for tensor in tree_iter(output) if isinstance(tensor, torch.Tensor)]
         if workspace or not all(known):
             self._measure(workspace)
@@ -392,50 +411,10 @@ class _ParameterUse(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _all_nonzero(tensor: torch.Tensor) -> torch.Tensor:
+    """The places of the most that can be nonzero: data tells how many are, and any number of them has to fit."""
+    return tensor.new_empty((tensor.numel(), tensor.ndim), dtype=torch.int64)
+
+
 def _reference(tensor: torch.Tensor) -> Any:
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call] # torch types it not
-
-
-@cache
-def is_free(func: Any) -> bool:
-    """Whether an operator computes nothing: it asks about tensors, views them, or takes memory."""
-    returns = func._schema.returns
-    views = all(one.alias_info is not None and not one.alias_info.is_write for one in returns)
-    return views or func._schema.name.split("::")[-1] in _FREE
-
-
-def operation_of(func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Operation:
-    """Return what an operator of the dispatcher does with these arguments; they need no data."""
-    packet = getattr(func, "_overloadpacket", None)
-    operands = [tensor for tensor in tree_iter((args, kwargs)) if isinstance(tensor, torch.Tensor)]
-    results = [tensor for tensor in tree_iter(output) if isinstance(tensor, torch.Tensor)]
-    touched = (*results, *results) if packet in _LOOKUPS else (*operands, *results)
-    nbytes = sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in touched)
-    dtype = str(next((tensor.dtype for tensor in (*results, *operands)), torch.float32)).removeprefix("torch.")
-    count = flop_registry.get(packet)
-    flops = 0 if count is None else int(count(*args, **kwargs, out_val=output))
-    if packet in _ON_THE_LEFT:
-        left, right = args[_ON_THE_LEFT[packet] :][:2]
-        return Operation("product", dtype, flops, nbytes, (left.shape[:-1].numel(), *right.shape[-2:]))
-    if func in _CONVOLUTIONS:
-        kernel, places = args[1].shape, results[0].shape[2:].numel() * results[0].shape[0]
-        return Operation("convolution", dtype, flops, nbytes, (kernel[1], kernel[0], kernel[2:].numel(), places))
-    if flops or packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-        query, key, value = args[:3]
-        sizes = (query.shape[:-2].numel(), query.shape[-2], key.shape[-2], query.shape[-1])
-        return Operation("attention", dtype, flops or _attention_flops(query, key, value), nbytes, sizes)
-    variants = [value for value in (*args, *kwargs.values()) if isinstance(value, str)]
-    return Operation(" ".join((getattr(packet, "__name__", str(packet)), *variants)), dtype, 0, nbytes, (nbytes,))
-
-
-def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
-    """Two products: of queries with keys, and of what that gives with values."""
-    return 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-
-
-def _workspace_bytes(func: Any, args: Any, output: Any, device: str) -> int:
-    """What a kernel takes beside its inputs and outputs: oneDNN and cuDNN may lay all of them out anew."""
-    if func in _CONVOLUTIONS or (func in _PRODUCTS and device == "cpu"):
-        operands = [tensor for tensor in (*args, output) if isinstance(tensor, torch.Tensor)]
-        return sum(tensor.nbytes for tensor in operands)
-    return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +30,8 @@ class Server(Protocol):
     def call(self, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
         """One call of an entry runs inside."""
 
-    def need(self, name: str) -> None:
-        """A module is about to use its weights."""
+    def need(self, name: str, inputs: Iterable[Any] = ()) -> None:
+        """A module is about to use its weights, with these inputs where it is called."""
 
     def is_bound(self, parameter: str, tensor: torch.Tensor) -> bool:
         """Whether a tensor is the one that a parameter's weights come to."""
@@ -180,17 +180,21 @@ class Watch:
 
     def _install(self, part: torch.nn.Module) -> Iterator[RemovableHandle]:
         name = self._names[part]
-        yield part.register_forward_pre_hook(lambda part, _: self._enter(part, name), prepend=True)
+
+        def enter(part: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            self._enter(part, name, (*args, *kwargs.values()))
+
+        yield part.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
         yield part.register_forward_hook(lambda part, _, output: self._leave(part, name, output), always_call=True)
 
-    def _enter(self, part: torch.nn.Module, name: str) -> None:
+    def _enter(self, part: torch.nn.Module, name: str, inputs: Iterable[Any]) -> None:
         """Have a module's weights in their place, and keep other threads out until it has computed."""
         if is_tracing():
             return
         self._lock.acquire()
         try:
             self._require_untouched(part, name)
-            self._server.need(name)
+            self._server.need(name, inputs)
         except BaseException:
             self._lock.release()
             raise

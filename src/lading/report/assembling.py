@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lading.events import Event, Moment
+from lading.events import Event, Moment, seconds_of
 from lading.latents import LatentFormat
 from lading.loading.components import weights_of
 from lading.loading.plans import Plan
@@ -66,7 +66,7 @@ class _Clock:
         self._began = began
 
     def __call__(self, moment: Moment) -> float:
-        return max((moment() if callable(moment) else moment) - self._began, 0.0)
+        return max(seconds_of(moment) - self._began, 0.0)
 
 
 def _parts(subject: Subject, events: Iterable[Event]) -> tuple[Part, ...]:

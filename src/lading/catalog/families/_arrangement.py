@@ -9,8 +9,13 @@ from lading.catalog.architecture import Config
 from lading.catalog.shapes import UnknownSizeError
 
 
-def published_arrangement(told: Mapping[str, Any], published: Mapping[str, Config]) -> dict[str, Any]:
+def published_arrangement(
+    told: Mapping[str, Any], published: Mapping[str, Config], what: str = "a published arrangement of levels"
+) -> dict[str, Any]:
     """Return the published config that says what shapes tell.
+
+    Args:
+        what: is needed, for the error.
 
     Raises:
         UnknownSizeError: none does.
@@ -19,4 +24,4 @@ def published_arrangement(told: Mapping[str, Any], published: Mapping[str, Confi
         if all(config[key] == value for key, value in told.items()):
             return dict(config)
     sizes = ", ".join(f"{key} {value}" for key, value in told.items())
-    raise UnknownSizeError(f"a published arrangement of levels: this one has {sizes}")
+    raise UnknownSizeError(f"{what}: this one has {sizes}")

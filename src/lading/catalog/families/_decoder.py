@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lading.catalog.architecture import Config, Extent, Inputs, InputSpec
+from lading.catalog.families._arrangement import published_arrangement
 from lading.catalog.shapes import Shapes, quotient
 
 
@@ -26,6 +28,18 @@ def infer_decoder(shapes: Shapes, head_dim: int | None = None) -> dict[str, Any]
         "num_key_value_heads": quotient(shapes.size(f"{attention}.k_proj.weight"), head, "heads of keys"),
         "head_dim": head,
     }
+
+
+def published_of_a_kind(told: dict[str, Any], published: Mapping[str, Config]) -> dict[str, Any]:
+    """Return the published config of this width and vocabulary, at this depth.
+
+    Many language models have the same names: only one of a known size is called by the name of its family.
+
+    Raises:
+        UnknownSizeError: none is published.
+    """
+    sizes = {key: value for key, value in told.items() if key != "num_hidden_layers"}
+    return {**published_arrangement(sizes, published, "a language model of a known size"), **told}
 
 
 def prompt(_config: Config, extent: Extent) -> Inputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lading.catalog.keymap import KeyMap, Rule, rename
+from lading.catalog.keymap import KeyMap, Rule, flatten, rename, split
 from lading.catalog.shapes import Shapes, UnknownSizeError
 
 
@@ -55,9 +55,52 @@ _ANIMATE_2 = (
         for name in ("patch_embedding", "text_embedding", "time_embedding", "time_projection", "head", "img_emb")
     ),
 )
-
-
+_FACE = (
+    rename("face_encoder.conv1_local.conv.{leaf}", "face_encoder.conv1_local.{leaf}"),
+    rename("face_encoder.conv{n}.conv.{leaf}", "face_encoder.conv{n}.{leaf}"),
+    rename("face_encoder.out_proj.{leaf}", "face_encoder.out_proj.{leaf}"),
+    rename("face_encoder.padding_tokens", "face_encoder.padding_tokens"),
+    rename("face_adapter.fuser_blocks.{n}.linear1_q.{leaf}", "face_adapter.{n}.to_q.{leaf}"),
+    split(
+        "face_adapter.fuser_blocks.{n}.linear1_kv.{leaf}",
+        "face_adapter.{n}.to_k.{leaf}",
+        "face_adapter.{n}.to_v.{leaf}",
+    ),
+    rename("face_adapter.fuser_blocks.{n}.linear2.{leaf}", "face_adapter.{n}.to_out.{leaf}"),
+    rename("face_adapter.fuser_blocks.{n}.q_norm.{leaf}", "face_adapter.{n}.norm_q.{leaf}"),
+    rename("face_adapter.fuser_blocks.{n}.k_norm.{leaf}", "face_adapter.{n}.norm_k.{leaf}"),
+)
 _MOST_LEVELS = 16
+
+
+def original_animate(shapes: Shapes) -> KeyMap:
+    """Wan2.2-Animate's own files; its motion encoder is a sequence of convolutions, the first and last without blocks.
+
+    The kernels of its blurs stand in the file too; diffusers computes them.
+    """
+    file, model = "motion_encoder.enc.net_app.convs", "motion_encoder.res_blocks"
+    blocks = shapes.count(model) or max(shapes.count(file) - 2, 0)
+    if blocks > _MOST_LEVELS:
+        raise UnknownSizeError(f"levels that a motion encoder can have: {blocks}")
+    rules = [
+        rename("pose_patch_embedding.{leaf}", "pose_patch_embedding.{leaf}"),
+        *_FACE,
+        rename("motion_encoder.dec.direction.weight", "motion_encoder.motion_synthesis_weight"),
+        rename("motion_encoder.enc.fc.{n}.{leaf}", "motion_encoder.motion_network.{n}.{leaf}"),
+        rename(f"{file}.0.0.weight", "motion_encoder.conv_in.weight"),
+        flatten(f"{file}.0.1.bias", "motion_encoder.conv_in.act_fn.bias", 4, 1),
+        rename(f"{file}.{blocks + 1}.weight", "motion_encoder.conv_out.weight"),
+    ]
+    for block in range(blocks):
+        old, new = f"{file}.{block + 1}", f"{model}.{block}"
+        rules += [
+            rename(f"{old}.conv1.0.weight", f"{new}.conv1.weight"),
+            flatten(f"{old}.conv1.1.bias", f"{new}.conv1.act_fn.bias", 4, 1),
+            rename(f"{old}.conv2.1.weight", f"{new}.conv2.weight"),
+            flatten(f"{old}.conv2.2.bias", f"{new}.conv2.act_fn.bias", 4, 1),
+            rename(f"{old}.skip.1.weight", f"{new}.conv_skip.weight"),
+        ]
+    return KeyMap((*_TRANSFORMER, *rules))
 
 
 def original_vae(shapes: Shapes) -> KeyMap:

@@ -66,7 +66,8 @@ def _text_with_projection(shapes: Shapes) -> dict[str, Any]:
     return {**text, "projection_dim": width}
 
 
-def _vision(shapes: Shapes) -> dict[str, Any]:
+def infer_clip_vision(shapes: Shapes) -> dict[str, Any]:
+    """The sizes of the picture side."""
     width, channels, patch, _ = shapes.shape("embeddings.patch_embedding.weight")
     side = round((shapes.size("embeddings.position_embedding.weight") - 1) ** 0.5)
     return {
@@ -81,13 +82,16 @@ def _vision(shapes: Shapes) -> dict[str, Any]:
 
 
 def _vision_with_projection(shapes: Shapes) -> dict[str, Any]:
-    return {**_vision(shapes.under("vision_model.")), "projection_dim": shapes.size("visual_projection.weight")}
+    return {
+        **infer_clip_vision(shapes.under("vision_model.")),
+        "projection_dim": shapes.size("visual_projection.weight"),
+    }
 
 
 def _both(shapes: Shapes) -> dict[str, Any]:
     return {
         "text_config": _text(shapes.under("text_model.")),
-        "vision_config": _vision(shapes.under("vision_model.")),
+        "vision_config": infer_clip_vision(shapes.under("vision_model.")),
         "projection_dim": shapes.size("text_projection.weight"),
     }
 
@@ -166,9 +170,12 @@ FAMILY = Family(
         Architecture(
             "image_encoder",
             "transformers.CLIPVisionModel",
-            _vision,
+            infer_clip_vision,
             _vision_inputs,
-            published={"openai/clip-vit-large-patch14": _VISION},
+            published={
+                "openai/clip-vit-large-patch14": _VISION,
+                "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _VISION_H,
+            },
             layouts={"hub (vision_model. prefix)": KeyMap((rename("vision_model.{rest}", "{rest}"),))},
             own_layout="hub",
             unverified=_HEADS,

@@ -15,6 +15,7 @@ from lading.catalog.architecture import (
     LatentNumbers,
     Repository,
 )
+from lading.catalog.keymap import KeyMap, Rule, rename, split, split_heads
 from lading.catalog.shapes import Shapes, quotient
 from lading.latents.compression import AutoencoderEntries, entry, every
 
@@ -137,10 +138,86 @@ def _vae_inputs(config: Config, extent: Extent) -> Inputs:
     return {"sample": InputSpec(film)}
 
 
+_ENDS = (
+    ("mixins.patch_embed.{rest}", "patch_embed.{rest}"),
+    ("time_embed.0.{leaf}", "time_embedding.linear_1.{leaf}"),
+    ("time_embed.2.{leaf}", "time_embedding.linear_2.{leaf}"),
+    ("ofs_embed.0.{leaf}", "ofs_embedding.linear_1.{leaf}"),
+    ("ofs_embed.2.{leaf}", "ofs_embedding.linear_2.{leaf}"),
+    ("transformer.final_layernorm.{leaf}", "norm_final.{leaf}"),
+    ("mixins.final_layer.norm_final.{leaf}", "norm_out.norm.{leaf}"),
+    ("mixins.final_layer.linear.{leaf}", "proj_out.{leaf}"),
+    ("mixins.final_layer.adaLN_modulation.1.{leaf}", "norm_out.linear.{leaf}"),
+)
+_LAYER = (
+    ("attention.dense.{leaf}", "attn1.to_out.0.{leaf}"),
+    ("mlp.dense_h_to_4h.{leaf}", "ff.net.0.proj.{leaf}"),
+    ("mlp.dense_4h_to_h.{leaf}", "ff.net.2.{leaf}"),
+    ("input_layernorm.{leaf}", "norm1.norm.{leaf}"),
+    ("post_attention_layernorm.{leaf}", "norm2.norm.{leaf}"),
+)
+
+
+def _original(shapes: Shapes) -> KeyMap:
+    """Zhipu's own names, of SwissArmyTransformer; a layer's norms share one modulation, of text and film by turns."""
+    file, model = "transformer.layers.{n}", "transformer_blocks.{n}"
+    norm = f"{model}.norm1.norm.weight"
+    width = shapes.size(norm if shapes.has(norm) else f"{file}.input_layernorm.weight")
+    rules = [
+        *_position(shapes),
+        *(rename(old, new) for old, new in _ENDS),
+        *(rename(f"{file}.{old}", f"{model}.{new}") for old, new in _LAYER),
+        split(f"{file}.attention.query_key_value.{{leaf}}", *(f"{model}.attn1.to_{name}.{{leaf}}" for name in "qkv")),
+        split_heads(
+            "mixins.adaln_layer.adaLN_modulations.{n}.1.{leaf}",
+            *(f"{model}.norm{number}.linear.{{leaf}}" for number in (1, 2)),
+            head=3 * width,
+        ),
+        rename("mixins.adaln_layer.query_layernorm_list.{n}.{leaf}", f"{model}.attn1.norm_q.{{leaf}}"),
+        rename("mixins.adaln_layer.key_layernorm_list.{n}.{leaf}", f"{model}.attn1.norm_k.{{leaf}}"),
+    ]
+    return KeyMap(tuple(rules))
+
+
+def _position(shapes: Shapes) -> list[Rule]:
+    """Positions are learned where a picture comes beside the latent; what others have in the file is computed."""
+    proj = "mixins.patch_embed.proj.weight"
+    learned = shapes.has("patch_embed.pos_embedding")
+    if shapes.has(proj) and len(shapes.shape(proj)) == 4:
+        channels, patch = shapes.shape(proj)[1:3]
+        learned = channels * patch**2 > shapes.size("mixins.final_layer.linear.weight")
+    return [rename("mixins.pos_embed.pos_embedding", "patch_embed.pos_embedding")] if learned else []
+
+
+def _original_vae(shapes: Shapes) -> KeyMap:
+    """CompVis' names; the decoder counts its levels the other way round."""
+    depth = max(shapes.count("encoder.down"), shapes.count("encoder.down_blocks"))
+    rules: list[Rule] = []
+    for half, way, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
+        for number in (1, 2):
+            block = f"{half}.mid_block.resnets.{number - 1}"
+            rules.append(rename(f"{half}.mid.block_{number}.{{rest}}", f"{block}.{{rest}}"))
+        for level in range(depth):
+            file, model = (
+                f"{half}.{way}.{level}",
+                f"{half}.{way}_blocks.{level if way == 'down' else depth - 1 - level}",
+            )
+            resnet = f"{model}.resnets.{{m}}"
+            rules += [
+                rename(f"{file}.block.{{m}}.nin_shortcut.{{rest}}", f"{resnet}.conv_shortcut.{{rest}}"),
+                rename(f"{file}.block.{{m}}.{{rest}}", f"{resnet}.{{rest}}"),
+                rename(f"{file}.{sampler}.{{rest}}", f"{model}.{way}samplers.0.{{rest}}"),
+            ]
+    return KeyMap((*rules, rename("{rest}", "{rest}")))
+
+
 def _repository(name: str, pipeline: str) -> Repository:
+    vae = "zai-org/CogVideoX-2b" if name.endswith("2b") else "zai-org/CogVideoX-5b"
+    if "1.5" in name:
+        vae = "zai-org/CogVideoX1.5-5B"
     parts = {
         "transformer": Component("diffusers.CogVideoXTransformer3DModel", name),
-        "vae": Component("diffusers.AutoencoderKLCogVideoX", name if name.endswith("2b") else "zai-org/CogVideoX-5b"),
+        "vae": Component("diffusers.AutoencoderKLCogVideoX", vae),
         "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
     }
     return Repository(f"diffusers.{pipeline}", parts)
@@ -177,6 +254,12 @@ FAMILY = Family(
                     "sample_frames": 81,
                 },
             },
+            layouts={"original": _original},
+            beside=(
+                "mixins.pos_embed.{leaf}",
+                "transformer.word_embeddings.{leaf}",
+                "transformer.position_embeddings.{leaf}",
+            ),
             unverified={
                 "use_rotary_positional_embeddings": False,
                 "sample_width": 90,
@@ -200,8 +283,14 @@ FAMILY = Family(
             "diffusers.AutoencoderKLCogVideoX",
             _vae,
             _vae_inputs,
-            published={"zai-org/CogVideoX-2b": _VAE, "zai-org/CogVideoX-5b": {**_VAE, "scaling_factor": 0.7}},
-            unverified={"scaling_factor": 1.15258426},
+            published={
+                "zai-org/CogVideoX-2b": _VAE,
+                "zai-org/CogVideoX-5b": {**_VAE, "scaling_factor": 0.7},
+                "zai-org/CogVideoX1.5-5B": {**_VAE, "scaling_factor": 0.7, "invert_scale_latents": True},
+            },
+            layouts={"original": _original_vae},
+            beside=("loss.{rest}",),
+            unverified={"scaling_factor": 1.15258426, "invert_scale_latents": False},
         ),
     ),
     repositories={
@@ -211,6 +300,7 @@ FAMILY = Family(
             "zai-org/CogVideoX-5b": "CogVideoXPipeline",
             "zai-org/CogVideoX-5b-I2V": "CogVideoXImageToVideoPipeline",
             "zai-org/CogVideoX1.5-5B": "CogVideoXPipeline",
+            "zai-org/CogVideoX1.5-5B-I2V": "CogVideoXImageToVideoPipeline",
         }.items()
     },
 )

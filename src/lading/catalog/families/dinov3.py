@@ -32,6 +32,7 @@ _7B = {
     "query_bias": False,
     "value_bias": False,
     "use_gated_mlp": True,
+    "hidden_act": "silu",
 }
 
 
@@ -77,7 +78,7 @@ FAMILY = Family(
             },
             layouts={"hub (layer. prefix)": _OLD},
             own_layout="hub",
-            unverified={"num_attention_heads": None},
+            unverified={"num_attention_heads": None, "hidden_act": "gelu"},
         ),
     ),
 )

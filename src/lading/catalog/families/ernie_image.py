@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.shapes import Shapes, quotient
 
 _BASE = {
-    "hidden_size": 3072,
-    "num_attention_heads": 24,
-    "num_layers": 24,
-    "ffn_hidden_size": 8192,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_layers": 36,
+    "ffn_hidden_size": 12288,
     "in_channels": 128,
     "out_channels": 128,
     "patch_size": 1,
-    "text_in_dim": 2560,
+    "text_in_dim": 3072,
     "rope_axes_dim": (32, 48, 48),
     "qk_layernorm": True,
 }
@@ -57,11 +67,23 @@ FAMILY = Family(
             "diffusers.ErnieImageTransformer2DModel",
             _transformer,
             _inputs,
-            published={},
-            examples=(_BASE, {**_BASE, "text_in_dim": 3072}),
+            published={"baidu/ERNIE-Image": _BASE, "baidu/ERNIE-Image-Turbo": _BASE},
+            examples=({**_BASE, "num_layers": 1, "text_in_dim": 4096},),
             unverified={"rope_axes_dim": (32, 48, 48)},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=LatentNumbers(("batch", "channels", "height", "width"), 128, spatial=8, folded=2),
         ),
     ),
+    repositories={
+        name: Repository(
+            "diffusers.ErnieImagePipeline",
+            {
+                "transformer": Component("diffusers.ErnieImageTransformer2DModel", name),
+                "vae": Component("diffusers.AutoencoderKLFlux2", "black-forest-labs/FLUX.2-dev"),
+                "text_encoder": Component("transformers.Mistral3Model", "baidu/ERNIE-Image"),
+                "pe": Component("transformers.Ministral3ForCausalLM", "baidu/ERNIE-Image"),
+            },
+        )
+        for name in ("baidu/ERNIE-Image", "baidu/ERNIE-Image-Turbo")
+    },
 )

@@ -31,7 +31,19 @@ _DEV = {
     "guidance_embeds": True,
     "axes_dims_rope": (16, 56, 56),
 }
-_CONTROL = {**{key: value for key, value in _DEV.items() if key != "out_channels"}, "num_mode": None}
+_CONTROL = {
+    **{key: value for key, value in _DEV.items() if key != "out_channels"},
+    "num_mode": None,
+    "patch_size": 1,
+    "conditioning_embedding_channels": None,
+}
+_XLABS_CONTROLNET = {
+    **_CONTROL,
+    "num_layers": 2,
+    "num_single_layers": 0,
+    "patch_size": 2,
+    "conditioning_embedding_channels": 16,
+}
 
 
 def _blocks(shapes: Shapes) -> dict[str, Any]:
@@ -59,7 +71,13 @@ def _transformer(shapes: Shapes) -> dict[str, Any]:
 def _controlnet(shapes: Shapes) -> dict[str, Any]:
     config = _blocks(shapes)
     modes = shapes.size("controlnet_mode_embedder.weight") if shapes.has("controlnet_mode_embedder.weight") else None
-    return {**config, "num_mode": modes}
+    hint = "input_hint_block.conv_out.weight"
+    return {
+        **config,
+        "num_mode": modes,
+        "patch_size": 2 if shapes.has(hint) else 1,
+        "conditioning_embedding_channels": shapes.size(hint) if shapes.has(hint) else None,
+    }
 
 
 def _wider_condition(shapes: Shapes) -> dict[str, str]:
@@ -89,6 +107,8 @@ def _transformer_inputs(config: Config, extent: Extent) -> Inputs:
 def _controlnet_inputs(config: Config, extent: Extent) -> Inputs:
     inputs = _transformer_inputs(config, extent)
     inputs["controlnet_cond"] = inputs["hidden_states"]
+    if config.get("conditioning_embedding_channels"):  # it is the picture itself then, and not its latent
+        inputs["controlnet_cond"] = InputSpec((extent.batch, 3, extent.height, extent.width))
     if config.get("num_mode"):
         inputs["controlnet_mode"] = InputSpec((extent.batch, 1), "int64")
     return inputs
@@ -149,6 +169,23 @@ _ORIGINAL = KeyMap(
         rename("final_layer.linear.{leaf}", "proj_out.{leaf}"),
     )
 )
+_ORIGINAL_CONTROLNET = KeyMap(
+    (
+        rename("pos_embed_input.{leaf}", "controlnet_x_embedder.{leaf}"),
+        rename("input_hint_block.0.{leaf}", "input_hint_block.conv_in.{leaf}"),
+        *(
+            rename(f"input_hint_block.{2 * number + 2}.{{leaf}}", f"input_hint_block.blocks.{number}.{{leaf}}")
+            for number in range(6)
+        ),
+        rename("input_hint_block.14.{leaf}", "input_hint_block.conv_out.{leaf}"),
+        *(
+            rename(f"{name}.{{rest}}", f"{name}.{{rest}}")
+            for name in ("controlnet_blocks", "controlnet_single_blocks", "controlnet_mode_embedder")
+        ),
+        *_ORIGINAL.rules,
+    )
+)
+"""XLabs' own names. https://github.com/XLabs-AI/x-flux"""
 
 
 def _processor(file: str, number: str, model: str, names: tuple[str, str, str, str]) -> list[Rule]:
@@ -180,6 +217,11 @@ def _repository(name: str, pipeline: str) -> Repository:
     return Repository(f"diffusers.{pipeline}", parts)
 
 
+_LORA = (
+    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+)
+
 FAMILY = Family(
     "flux",
     (
@@ -199,10 +241,7 @@ FAMILY = Family(
             },
             layouts={"original": _ORIGINAL},
             unverified={"axes_dims_rope": (16, 56, 56)},
-            lora_targets=(
-                *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-                *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
-            ),
+            lora_targets=_LORA,
             lora_layouts={"xlabs": _XLABS},
             kohya_layout=lambda _: "original",
             latent=LatentNumbers(
@@ -233,9 +272,13 @@ FAMILY = Family(
                     "num_layers": 6,
                     "num_single_layers": 0,
                 },
+                "XLabs-AI/flux-controlnet-canny-diffusers": _XLABS_CONTROLNET,
+                "XLabs-AI/flux-controlnet-depth-diffusers": _XLABS_CONTROLNET,
             },
+            layouts={"original": _ORIGINAL_CONTROLNET},
             unverified={"axes_dims_rope": (16, 56, 56)},
             extras=_wider_condition,
+            lora_targets=_LORA,
         ),
         Architecture(
             "image_embedder",
@@ -246,6 +289,15 @@ FAMILY = Family(
         ),
     ),
     repositories={
+        "black-forest-labs/FLUX.1-Redux-dev": Repository(
+            "diffusers.FluxPriorReduxPipeline",
+            {
+                "image_encoder": Component("transformers.SiglipVisionModel", "google/siglip-so400m-patch14-384"),
+                "image_embedder": Component("diffusers.ReduxImageEncoder", "black-forest-labs/FLUX.1-Redux-dev"),
+            },
+        ),
+    }
+    | {
         name: _repository(name, pipeline)
         for name, pipeline in {
             "black-forest-labs/FLUX.1-dev": "FluxPipeline",

@@ -15,7 +15,7 @@ from lading.catalog.architecture import (
     LatentNumbers,
     Repository,
 )
-from lading.catalog.families.autoencoder_kl import autoencoder_inputs, infer_autoencoder
+from lading.catalog.families.autoencoder_kl import autoencoder_inputs, infer_autoencoder, original_rules
 from lading.catalog.keymap import KeyMap, Rule, rename, split, swap_halves
 from lading.catalog.shapes import Shapes, quotient
 
@@ -141,6 +141,26 @@ _ORIGINAL = KeyMap(
     )
 )
 
+
+def _original_vae(shapes: Shapes) -> KeyMap:
+    """As the older autoencoders', but that the convolutions about the latent stand in their halves."""
+    rules = (
+        rename("encoder.quant_conv.{leaf}", "quant_conv.{leaf}"),
+        rename("decoder.post_quant_conv.{leaf}", "post_quant_conv.{leaf}"),
+        rename("bn.{leaf}", "bn.{leaf}"),
+    )
+    return KeyMap((*rules, *original_rules(shapes).rules))
+
+
+def _repository(name: str, text_encoder: str, published: str) -> Repository:
+    parts = {
+        "transformer": Component("diffusers.Flux2Transformer2DModel", name),
+        "vae": Component("diffusers.AutoencoderKLFlux2", "black-forest-labs/FLUX.2-dev"),
+        "text_encoder": Component(f"transformers.{text_encoder}", published),
+    }
+    return Repository(f"diffusers.{'Flux2KleinPipeline' if 'klein' in name else 'Flux2Pipeline'}", parts)
+
+
 FAMILY = Family(
     "flux2",
     (
@@ -176,18 +196,20 @@ FAMILY = Family(
             _vae,
             autoencoder_inputs,
             published={"black-forest-labs/FLUX.2-dev": _VAE},
+            layouts={"original": _original_vae},
         ),
     ),
     repositories={
-        "black-forest-labs/FLUX.2-dev": Repository(
-            "diffusers.Flux2Pipeline",
-            {
-                "transformer": Component("diffusers.Flux2Transformer2DModel", "black-forest-labs/FLUX.2-dev"),
-                "vae": Component("diffusers.AutoencoderKLFlux2", "black-forest-labs/FLUX.2-dev"),
-                "text_encoder": Component(
-                    "transformers.Mistral3ForConditionalGeneration", "black-forest-labs/FLUX.2-dev"
-                ),
-            },
+        "black-forest-labs/FLUX.2-dev": _repository(
+            "black-forest-labs/FLUX.2-dev", "Mistral3ForConditionalGeneration", "black-forest-labs/FLUX.2-dev"
+        ),
+        "black-forest-labs/FLUX.2-klein-4B": _repository(
+            "black-forest-labs/FLUX.2-klein-4B",
+            "Qwen3Model",
+            "Qwen/Qwen3-4B",  # the head is its embeddings, and unused
+        ),
+        "black-forest-labs/FLUX.2-klein-9B": _repository(
+            "black-forest-labs/FLUX.2-klein-9B", "Qwen3ForCausalLM", "Qwen/Qwen3-8B"
         ),
     },
 )

@@ -10,6 +10,10 @@ from lading.catalog.families.siglip import infer_vision
 from lading.catalog.keymap import KeyMap, rename
 from lading.catalog.shapes import Shapes
 
+_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+}
 _12B = {
     "text_config": {
         "vocab_size": 262208,
@@ -20,6 +24,7 @@ _12B = {
         "num_key_value_heads": 8,
         "head_dim": 256,
         "sliding_window": 1024,
+        "rope_parameters": _ROPE,
     },
     "vision_config": {
         "hidden_size": 1152,
@@ -63,7 +68,11 @@ FAMILY = Family(
             published={"google/gemma-3-12b-it-qat-q4_0-unquantized": _12B},
             layouts={"hub (before transformers 4.52)": _OLD},
             own_layout="hub",
-            unverified={"text_config.sliding_window": 4096, "vision_config.num_attention_heads": 16},
+            unverified={
+                "text_config.sliding_window": 1024,
+                "text_config.rope_parameters": _ROPE,
+                "vision_config.num_attention_heads": 16,
+            },
             tied=("lm_head.weight",),
             lora_targets=LORA,
         ),

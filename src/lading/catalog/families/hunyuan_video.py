@@ -5,7 +5,17 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.families._rotary import three_axes
 from lading.catalog.keymap import KeyMap, Rule, rename, split, swap_halves
 from lading.catalog.shapes import Shapes, quotient
@@ -164,6 +174,16 @@ def _original(shapes: Shapes) -> KeyMap:
     return KeyMap(rules)
 
 
+def _repository(name: str, pipeline: str, text_encoder: str) -> Repository:
+    parts = {
+        "transformer": Component("diffusers.HunyuanVideoTransformer3DModel", name),
+        "vae": Component("diffusers.AutoencoderKLHunyuanVideo", "hunyuanvideo-community/HunyuanVideo"),
+        "text_encoder": Component(f"transformers.{text_encoder}", name),
+        "text_encoder_2": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
+    }
+    return Repository(f"diffusers.{pipeline}", parts)
+
+
 FAMILY = Family(
     "hunyuan_video",
     (
@@ -204,4 +224,14 @@ FAMILY = Family(
             unverified={"scaling_factor": 0.476986},
         ),
     ),
+    repositories={
+        "hunyuanvideo-community/HunyuanVideo": _repository(
+            "hunyuanvideo-community/HunyuanVideo", "HunyuanVideoPipeline", "LlamaModel"
+        ),
+        "hunyuanvideo-community/HunyuanVideo-I2V": _repository(
+            "hunyuanvideo-community/HunyuanVideo-I2V",
+            "HunyuanVideoImageToVideoPipeline",
+            "LlavaForConditionalGeneration",
+        ),
+    },
 )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.keymap import KeyMap, rename, split
 from lading.catalog.shapes import Shapes, quotient
 
@@ -78,4 +88,17 @@ FAMILY = Family(
             ),
         ),
     ),
+    repositories={
+        "ideogram-ai/ideogram-4": Repository(
+            "diffusers.Ideogram4Pipeline",
+            {
+                "transformer": Component("diffusers.Ideogram4Transformer2DModel", "ideogram-ai/ideogram-4"),
+                "unconditional_transformer": Component(
+                    "diffusers.Ideogram4Transformer2DModel", "ideogram-ai/ideogram-4"
+                ),
+                "vae": Component("diffusers.AutoencoderKLFlux2", "black-forest-labs/FLUX.2-dev"),
+                "text_encoder": Component("transformers.Qwen3VLModel", "Qwen/Qwen3-VL-8B-Instruct"),
+            },
+        ),
+    },
 )

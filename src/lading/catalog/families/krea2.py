@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
 from lading.catalog.keymap import KeyMap, Rule, fold, rename
 from lading.catalog.shapes import Shapes, quotient
 from lading.latents.compression import AutoencoderEntries, entry, halvings
@@ -97,6 +107,12 @@ _ORIGINAL = KeyMap(
     )
 )
 
+
+def _not_in_the_class(shapes: Shapes) -> dict[str, str]:
+    """A branch of the last layer that raw.safetensors has; its own code does not run it."""
+    return {name: "a branch of the last layer" for name in ("last.up.weight", "last.down.weight") if name in shapes}
+
+
 FAMILY = Family(
     "krea2",
     (
@@ -108,6 +124,8 @@ FAMILY = Family(
             published={"krea/Krea-2-Raw": _RAW, "krea/Krea-2-Turbo": _RAW},
             layouts={"original": _ORIGINAL},
             unverified={"axes_dims_rope": (32, 48, 48)},
+            beside=("last.up.weight", "last.down.weight"),
+            extras=_not_in_the_class,
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=LatentNumbers(
                 ("batch", "channels", "height", "width"),
@@ -121,4 +139,15 @@ FAMILY = Family(
             ),
         ),
     ),
+    repositories={
+        name: Repository(
+            "diffusers.Krea2Pipeline",
+            {
+                "transformer": Component("diffusers.Krea2Transformer2DModel", name),
+                "vae": Component("diffusers.AutoencoderKLQwenImage", "Qwen/Qwen-Image"),
+                "text_encoder": Component("transformers.Qwen3VLModel", "Qwen/Qwen3-VL-4B-Instruct"),
+            },
+        )
+        for name in ("krea/Krea-2-Raw", "krea/Krea-2-Turbo")
+    },
 )

@@ -16,8 +16,8 @@ from lading.catalog.architecture import (
     LatentNumbers,
     Repository,
 )
-from lading.catalog.families._arrangement import published_arrangement
-from lading.catalog.keymap import KeyMap, Rule, rename
+from lading.catalog.families import _ltx_layouts
+from lading.catalog.families._ltx_autoencoders import BESIDE_THE_TRANSFORMERS
 from lading.catalog.shapes import Shapes, quotient
 from lading.latents.compression import AutoencoderEntries, entry, every, first_of, halved_patches
 from lading.latents.latent_numbers import AudioNumbers
@@ -58,6 +58,8 @@ _LTX2 = {
     "audio_ff_bias": True,
     "use_prompt_adaln_single": True,
     "use_keyframes_abs_pos_embedding": False,
+    "rope_type": "split",
+    "perturbed_attn": False,
 }
 _WITHOUT_BIASES = {
     **_LTX2,
@@ -75,37 +77,7 @@ _LTX2_3 = {
     "audio_gated_attn": True,
     "audio_cross_attn_mod": True,
     "use_prompt_embeddings": False,
-}
-_VAES = {
-    "Lightricks/LTX-Video": {
-        "latent_channels": 128,
-        "block_out_channels": (128, 256, 512, 512),
-        "decoder_block_out_channels": (128, 256, 512, 512),
-        "layers_per_block": (4, 3, 3, 3, 4),
-        "decoder_layers_per_block": (4, 3, 3, 3, 4),
-        "timestep_conditioning": False,
-    }
-}
-_LTX2_VAES = {
-    "Lightricks/LTX-2": {
-        "latent_channels": 128,
-        "block_out_channels": (256, 512, 1024, 2048),
-        "decoder_block_out_channels": (256, 512, 1024),
-        "layers_per_block": (4, 6, 6, 2, 2),
-        "decoder_layers_per_block": (5, 5, 5, 5),
-        "timestep_conditioning": False,
-    }
-}
-_LTX2_AUDIO_VAES = {
-    "Lightricks/LTX-2": {
-        "base_channels": 128,
-        "in_channels": 2,
-        "output_channels": 2,
-        "ch_mult": (1, 2, 4),
-        "num_res_blocks": 2,
-        "latent_channels": 8,
-        "mel_bins": 64,
-    }
+    "perturbed_attn": True,
 }
 _HEADS = 32
 """Of every published model; the norms span all heads, so that shapes do not tell it."""
@@ -160,54 +132,6 @@ def _ltx2(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _levels(shapes: Shapes) -> dict[str, Any]:
-    """What shapes tell of either autoencoder."""
-    down, up = range(shapes.count("encoder.down_blocks")), range(shapes.count("decoder.up_blocks"))
-    return {
-        "latent_channels": shapes.size("decoder.conv_in.conv.weight", 1),
-        "layers_per_block": (
-            *(shapes.count(f"encoder.down_blocks.{level}.resnets") for level in down),
-            shapes.count("encoder.mid_block.resnets"),
-        ),
-        "decoder_layers_per_block": (
-            *(shapes.count(f"decoder.up_blocks.{level}.resnets") for level in reversed(up)),
-            shapes.count("decoder.mid_block.resnets"),
-        ),
-        "timestep_conditioning": shapes.has("decoder.timestep_scale_multiplier"),
-    }
-
-
-def _vae(shapes: Shapes) -> dict[str, Any]:
-    return published_arrangement(_levels(shapes), _VAES)
-
-
-def _ltx2_vae(shapes: Shapes) -> dict[str, Any]:
-    return published_arrangement(_levels(shapes), _LTX2_VAES)
-
-
-def _ltx2_audio_vae(shapes: Shapes) -> dict[str, Any]:
-    base, in_channels, *_ = shapes.shape("encoder.conv_in.conv.weight")
-    levels = range(shapes.count("encoder.down"))
-    widths = [shapes.size(f"encoder.down.{level}.block.0.conv1.conv.weight") for level in levels]
-    told = {
-        "base_channels": base,
-        "in_channels": in_channels,
-        "output_channels": shapes.size("decoder.conv_out.conv.weight"),
-        "ch_mult": tuple(quotient(width, base, "channels") for width in widths),
-        "num_res_blocks": shapes.count("encoder.down.0.block"),
-        "latent_channels": shapes.size("decoder.conv_in.conv.weight", 1),
-    }
-    return published_arrangement(told, _LTX2_AUDIO_VAES)
-
-
-def _audio_vae_inputs(config: Config, extent: Extent) -> Inputs:
-    return {"sample": InputSpec((extent.batch, config["in_channels"], 16 * extent.num_frames, config["mel_bins"]))}
-
-
-def _vae_inputs(_config: Config, extent: Extent) -> Inputs:
-    return {"sample": InputSpec((extent.batch, 3, extent.num_frames, extent.height, extent.width))}
-
-
 def _grid(extent: Extent) -> tuple[int, int, int]:
     return (extent.num_frames - 1) // 8 + 1, extent.height // 32, extent.width // 32
 
@@ -247,45 +171,6 @@ def _ltx2_inputs(config: Config, extent: Extent) -> Inputs:
     }
 
 
-def _attention(*names: str) -> list[Rule]:
-    return [
-        rename(f"transformer_blocks.{{n}}.{name}.{old}.{{leaf}}", f"transformer_blocks.{{n}}.{name}.{new}.{{leaf}}")
-        for name in names
-        for old, new in (("q_norm", "norm_q"), ("k_norm", "norm_k"))
-    ]
-
-
-_VIDEO_ORIGINAL = KeyMap(
-    (
-        rename("patchify_proj.{leaf}", "proj_in.{leaf}"),
-        rename("adaln_single.{rest}", "time_embed.{rest}"),
-        *_attention("attn1", "attn2"),
-        rename("{rest}", "{rest}"),
-    )
-)
-_LTX2_ORIGINAL = KeyMap(
-    (
-        rename("patchify_proj.{leaf}", "proj_in.{leaf}"),
-        rename("audio_patchify_proj.{leaf}", "audio_proj_in.{leaf}"),
-        rename("adaln_single.{rest}", "time_embed.{rest}"),
-        rename("audio_adaln_single.{rest}", "audio_time_embed.{rest}"),
-        rename("prompt_adaln_single.{rest}", "prompt_adaln.{rest}"),
-        rename("audio_prompt_adaln_single.{rest}", "audio_prompt_adaln.{rest}"),
-        rename("av_ca_video_scale_shift_adaln_single.{rest}", "av_cross_attn_video_scale_shift.{rest}"),
-        rename("av_ca_audio_scale_shift_adaln_single.{rest}", "av_cross_attn_audio_scale_shift.{rest}"),
-        rename("av_ca_a2v_gate_adaln_single.{rest}", "av_cross_attn_video_a2v_gate.{rest}"),
-        rename("av_ca_v2a_gate_adaln_single.{rest}", "av_cross_attn_audio_v2a_gate.{rest}"),
-        *(
-            rename(
-                f"transformer_blocks.{{n}}.scale_shift_table_a2v_ca_{side}",
-                f"transformer_blocks.{{n}}.{side}_a2v_cross_attn_scale_shift_table",
-            )
-            for side in ("video", "audio")
-        ),
-        *_attention("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"),
-        rename("{rest}", "{rest}"),
-    )
-)
 _SCALING = "spatio_temporal_scaling"
 _LATENT = LatentNumbers(
     ("batch", "channels", "frames", "height", "width"),
@@ -309,6 +194,30 @@ _AUDIO = AudioNumbers(
 )
 _UNVERIFIED = {"num_attention_heads": _HEADS, "attention_head_dim": 64}
 
+
+def _ltx_repository(name: str) -> Repository:
+    parts = {
+        "transformer": Component("diffusers.LTXVideoTransformer3DModel", name),
+        "vae": Component("diffusers.AutoencoderKLLTXVideo", name),
+        "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
+    }
+    return Repository("diffusers.LTXPipeline", parts)
+
+
+def _ltx2_repository(name: str, vocoder: str) -> Repository:
+    parts = {
+        "transformer": Component("diffusers.LTX2VideoTransformer3DModel", name),
+        "vae": Component("diffusers.AutoencoderKLLTX2Video", name),
+        "audio_vae": Component("diffusers.AutoencoderKLLTX2Audio", name),
+        "vocoder": Component(f"diffusers.pipelines.ltx2.{vocoder}", name),
+        "connectors": Component("diffusers.pipelines.ltx2.LTX2TextConnectors", name),
+        "text_encoder": Component(
+            "transformers.Gemma3ForConditionalGeneration", "google/gemma-3-12b-it-qat-q4_0-unquantized"
+        ),
+    }
+    return Repository("diffusers.LTX2Pipeline", parts)
+
+
 FAMILY = Family(
     "ltx",
     (
@@ -317,47 +226,48 @@ FAMILY = Family(
             "diffusers.LTXVideoTransformer3DModel",
             _video,
             _video_inputs,
-            published={"Lightricks/LTX-Video": _VIDEO_2B, "Lightricks/LTX-Video-0.9.7-dev": _VIDEO_13B},
-            layouts={"original": _VIDEO_ORIGINAL},
+            published={
+                **dict.fromkeys(
+                    ("Lightricks/LTX-Video", "Lightricks/LTX-Video-0.9.1", "Lightricks/LTX-Video-0.9.5"), _VIDEO_2B
+                ),
+                "Lightricks/LTX-Video-0.9.7-dev": _VIDEO_13B,
+            },
+            layouts={"original": _ltx_layouts.VIDEO},
             examples=({**_VIDEO_2B, "num_layers": 1, "attention_bias": False, "attention_out_bias": False},),
             unverified=_UNVERIFIED,
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=_LATENT,
         ),
-        Architecture("vae", "diffusers.AutoencoderKLLTXVideo", _vae, _vae_inputs, _VAES),
-        Architecture("vae", "diffusers.AutoencoderKLLTX2Video", _ltx2_vae, _vae_inputs, _LTX2_VAES),
-        Architecture(
-            "audio_vae",
-            "diffusers.AutoencoderKLLTX2Audio",
-            _ltx2_audio_vae,
-            _audio_vae_inputs,
-            _LTX2_AUDIO_VAES,
-        ),
+        *BESIDE_THE_TRANSFORMERS,
         Architecture(
             "transformer",
             "diffusers.LTX2VideoTransformer3DModel",
             _ltx2,
             _ltx2_inputs,
             published={"Lightricks/LTX-2": _LTX2, "Lightricks/LTX-2.3": _LTX2_3},
-            layouts={"original": _LTX2_ORIGINAL},
+            layouts={"original": _ltx_layouts.LTX2},
             examples=(
                 _WITHOUT_BIASES,
                 {**_LTX2_3, "num_layers": 1, "use_prompt_adaln_single": False},
             ),
-            unverified={**_UNVERIFIED, "audio_num_attention_heads": _HEADS, "audio_attention_head_dim": 64},
+            unverified={
+                **_UNVERIFIED,
+                "audio_num_attention_heads": _HEADS,
+                "audio_attention_head_dim": 64,
+                "rope_type": "split",
+                "perturbed_attn": False,
+            },
             beside=("video_embeddings_connector.{rest}", "audio_embeddings_connector.{rest}"),
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=replace(_LATENT, audio=_AUDIO),
         ),
     ),
     repositories={
-        "Lightricks/LTX-Video": Repository(
-            "diffusers.LTXPipeline",
-            {
-                "transformer": Component("diffusers.LTXVideoTransformer3DModel", "Lightricks/LTX-Video"),
-                "vae": Component("diffusers.AutoencoderKLLTXVideo", "Lightricks/LTX-Video"),
-                "text_encoder": Component("transformers.T5EncoderModel", "google/t5-v1_1-xxl"),
-            },
-        ),
+        "Lightricks/LTX-Video": _ltx_repository("Lightricks/LTX-Video"),
+        "Lightricks/LTX-Video-0.9.1": _ltx_repository("Lightricks/LTX-Video-0.9.1"),
+        "Lightricks/LTX-Video-0.9.5": _ltx_repository("Lightricks/LTX-Video-0.9.5"),
+        "Lightricks/LTX-Video-0.9.7-dev": _ltx_repository("Lightricks/LTX-Video-0.9.7-dev"),
+        "Lightricks/LTX-2": _ltx2_repository("Lightricks/LTX-2", "LTX2Vocoder"),
+        "Lightricks/LTX-2.3": _ltx2_repository("Lightricks/LTX-2.3", "LTX2VocoderWithBWE"),
     },
 )

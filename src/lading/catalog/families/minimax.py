@@ -5,9 +5,19 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
+from lading.catalog.families import _minimax_layouts
 from lading.catalog.families._arrangement import published_arrangement
-from lading.catalog.keymap import KeyMap, Rule, rename, split, split_heads, swap_halves
 from lading.catalog.shapes import Shapes, quotient
 from lading.latents.compression import AutoencoderEntries, product
 from lading.latents.frames import FrameRule
@@ -54,7 +64,46 @@ _VIDEO_VAES = {
         "decoder_num_attention_heads": 32,
         "decoder_attention_head_dim": 64,
         "decoder_num_register_tokens": 4,
+        "clip_length": 17,
+        "token_drop": 3,
+        "latents_mean": (
+            *(0.858090341091156, -0.9606591463088989, 1.0661640167236328, -0.5090325474739075, -0.2727581858634949),
+            *(-1.3675414323806763, -0.2553254961967468, -0.26907554268836975, -0.5376840829849243),
+            *(-0.0464097298681736, 0.6657370328903198, 0.19690127670764923, -0.5460608005523682, -0.4035342037677765),
+            *(-0.23683024942874908, 0.25928452610969543, -0.30133944749832153, 0.211341992020607),
+            *(-1.1206848621368408, 0.3581933379173279, -0.04225143790245056, 0.2604829967021942),
+            *(0.22864092886447906, 0.7056031823158264),
+        ),
+        "latents_std": (
+            *(1.2223774194717407, 1.2767263650894165, 1.6831774711608887, 1.7549455165863037, 1.5636216402053833),
+            *(2.194143533706665, 0.9653137922286987, 1.0569885969161987, 0.841948926448822, 0.7729952931404114),
+            *(1.8955937623977661, 0.946841835975647, 0.7996809482574463, 0.44988900423049927, 0.7197399735450745),
+            *(0.6936293244361877, 2.961095094680786, 2.7694199085235596, 3.0496184825897217, 2.1088054180145264),
+            *(3.276226282119751, 3.1627357006073, 2.2816812992095947, 2.6127843856811523),
+        ),
     }
+}
+_AUDIO_VAES = {
+    "MiniMax/MiniMax-H3": {
+        "encoder_dim": 64,
+        "encoder_rates": (2, 4, 4, 5, 5),
+        "latent_dim": 2048,
+        "latent_channels": 32,
+        "num_attention_heads": 8,
+        "decoder_dim": 1024,
+        "decoder_rates": (5, 5, 2, 2, 2, 2, 2),
+        "decoder_kernel_sizes": (9, 9, 4, 4, 4, 4, 4),
+        "sampling_rate": 32000,
+    }
+}
+_DEPTH_DECODER = {
+    "hidden_size": 4096,
+    "num_layers": 4,
+    "num_attention_heads": 16,
+    "intermediate_size": 6144,
+    "audio_vocab_size": 1024,
+    "num_codebooks": 8,
+    "max_position_embeddings": 16,
 }
 _PATCH = (1, 2, 2)
 
@@ -127,6 +176,18 @@ def _video_vae(shapes: Shapes) -> dict[str, Any]:
     return published_arrangement(told, _VIDEO_VAES)
 
 
+def _audio_vae(shapes: Shapes) -> dict[str, Any]:
+    encoder, ups = "encoder.block", "decoder.ups"
+    told = {
+        "encoder_dim": shapes.size(f"{encoder}.0.weight_v"),
+        "decoder_dim": shapes.size("decoder.conv_pre.weight_v"),
+        "decoder_kernel_sizes": tuple(
+            shapes.size(f"{ups}.{number}.0.weight_v", 2) for number in range(shapes.count(ups))
+        ),
+    }
+    return published_arrangement(told, _AUDIO_VAES)
+
+
 def _clips(autoencoder: Config) -> FrameRule | None:
     """The autoencoder codes films in clips and drops tokens between them; the last, shorter one makes two of them."""
     clip, strides = autoencoder.get("clip_length"), autoencoder.get("temporal_downsample_factors")
@@ -155,6 +216,16 @@ def _h3_inputs(config: Config, extent: Extent) -> Inputs:
     }
 
 
+def _video_vae_inputs(config: Config, extent: Extent) -> Inputs:
+    clips = max((extent.num_frames - 5) // config["clip_length"], 1)  # what is shorter than one does not come back
+    frames = clips * config["clip_length"] + 5
+    return {"sample": InputSpec((extent.batch, config["in_channels"], frames, extent.height, extent.width))}
+
+
+def _audio_vae_inputs(config: Config, extent: Extent) -> Inputs:
+    return {"sample": InputSpec((extent.batch, 1, 10 * extent.num_frames * prod(config["encoder_rates"])))}
+
+
 def _music3_inputs(config: Config, extent: Extent) -> Inputs:
     length = extent.num_frames * 86  # 44,100 samples in hops of 512
     return {
@@ -169,49 +240,23 @@ def _condition_inputs(config: Config, extent: Extent) -> Inputs:
     return {"hidden_states": InputSpec((extent.batch, extent.num_frames * 25, width))}
 
 
+def _depth_decoder(shapes: Shapes) -> dict[str, Any]:
+    return {
+        "hidden_size": shapes.size("norm.weight"),
+        "num_layers": shapes.count("layers"),
+        "intermediate_size": shapes.size("layers.{n}.gate_proj.weight"),
+        "audio_vocab_size": shapes.size("audio_heads.{n}.weight"),
+        "num_codebooks": shapes.count("audio_heads") + 1,  # the first is the language model's
+        "max_position_embeddings": shapes.size("pos_embedding.weight"),
+    }
+
+
+def _depth_decoder_inputs(config: Config, extent: Extent) -> Inputs:
+    return {"inputs_embeds": InputSpec((extent.batch, config["num_codebooks"], config["hidden_size"]))}
+
+
 def _vocoder_inputs(config: Config, extent: Extent) -> Inputs:
     return {"latents": InputSpec((extent.batch, config["latent_channels"], extent.num_frames * 86))}
-
-
-def _h3_block(file: str, model: str, head: int | None) -> list[Rule]:
-    fused, parts = f"{file}.attn.qkv_proj.{{leaf}}", [f"{model}.attn.to_{name}.{{leaf}}" for name in "qkv"]
-    return [
-        split(fused, *parts) if head is None else split_heads(fused, *parts, head=head),
-        rename(f"{file}.attn.q_norm.{{leaf}}", f"{model}.attn.norm_q.{{leaf}}"),
-        rename(f"{file}.attn.k_norm.{{leaf}}", f"{model}.attn.norm_k.{{leaf}}"),
-        rename(f"{file}.attn.out_proj.{{leaf}}", f"{model}.attn.to_out.0.{{leaf}}"),
-        swap_halves(f"{file}.mlp.fc1.{{leaf}}", f"{model}.ff.net.0.proj.{{leaf}}"),  # gate and value
-        rename(f"{file}.mlp.fc2.{{leaf}}", f"{model}.ff.net.2.{{leaf}}"),
-        rename(f"{file}.{{rest}}", f"{model}.{{rest}}"),
-    ]
-
-
-def _h3_original(head: int | None) -> KeyMap:
-    rules = (
-        rename("video_patch_proj.{leaf}", "proj_in.{leaf}"),
-        rename("audio_patch_proj.{leaf}", "audio_proj_in.{leaf}"),
-        rename("condition_proj.{leaf}", "context_embedder.{leaf}"),
-        rename("time_embedder.proj_in.{leaf}", "time_embedder.linear_1.{leaf}"),
-        rename("time_embedder.proj_out.{leaf}", "time_embedder.linear_2.{leaf}"),
-        *_h3_block("token_refiner.blocks.{n}", "token_refiner.refiner_blocks.{n}", head),
-        rename("token_refiner.final_norm.{leaf}", "token_refiner.final_norm.{leaf}"),
-        *_h3_block("blocks.{n}", "transformer_blocks.{n}", head),
-        rename("final_layer.norm.{leaf}", "norm_out.norm.{leaf}"),
-        rename("final_layer.adaln_proj.linear.{leaf}", "norm_out.linear.{leaf}"),
-        rename("final_layer.video_out.{leaf}", "proj_out.{leaf}"),
-        rename("final_layer.audio_out.{leaf}", "audio_proj_out.{leaf}"),
-    )
-    return KeyMap(rules)
-
-
-def _h3_by_head(shapes: Shapes) -> KeyMap:
-    """MiniMax's own shards: queries, keys and values head by head."""
-    norm = "blocks.{n}.attn.q_norm.weight"
-    return _h3_original(shapes.size(norm if shapes.has(norm) else "transformer_blocks.{n}.attn.norm_q.weight"))
-
-
-_H3_STACKED = _h3_original(None)
-"""Files that others made of them: all queries, all keys, all values. Names and shapes are the same."""
 
 
 FAMILY = Family(
@@ -223,7 +268,7 @@ FAMILY = Family(
             _h3,
             _h3_inputs,
             published={"MiniMax/MiniMax-H3": _H3},
-            layouts={"original": _h3_by_head, "original (stacked)": _H3_STACKED},
+            layouts={"original": _minimax_layouts.h3_by_head, "original (stacked)": _minimax_layouts.H3_STACKED},
             unverified={"patch_size": _PATCH, "rope_freq_dim": 16},
             beside=("rope.inv_freq",),
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
@@ -242,8 +287,18 @@ FAMILY = Family(
             "video_vae",
             "diffusers.AutoencoderKLMiniMaxH3",
             _video_vae,
-            None,  # it codes films in clips with tokens dropped between them, in methods of their own
+            _video_vae_inputs,
             _VIDEO_VAES,
+            layouts={"original": _minimax_layouts.VIDEO_VAE},
+            beside=("decoder.mask_token",),
+        ),
+        Architecture(
+            "audio_vae",
+            "diffusers.AutoencoderKLMiniMaxH3Audio",
+            _audio_vae,
+            _audio_vae_inputs,
+            _AUDIO_VAES,
+            unverified={"sampling_rate": 32000, "latents_mean": None, "latents_std": None},
         ),
         Architecture(
             "transformer",
@@ -268,5 +323,42 @@ FAMILY = Family(
             _vocoder_inputs,
             published={"MiniMax/MiniMax-Music3": _VOCODER},
         ),
+        Architecture(
+            "rvq_depth_decoder",
+            "diffusers.MiniMaxMusic3RVQDepthDecoder",
+            _depth_decoder,
+            _depth_decoder_inputs,
+            published={"MiniMax/MiniMax-Music3": _DEPTH_DECODER},
+            unverified={"num_attention_heads": 16},
+        ),
     ),
+    repositories={
+        **dict.fromkeys(
+            ("MiniMaxAI/MiniMax-H3", "MiniMax/MiniMax-H3"),
+            Repository(
+                "diffusers.MiniMaxH3ModularPipeline",
+                {
+                    "transformer": Component("diffusers.MiniMaxH3Transformer3DModel", "MiniMax/MiniMax-H3"),
+                    "vae": Component("diffusers.AutoencoderKLMiniMaxH3", "MiniMax/MiniMax-H3"),
+                    "audio_vae": Component("diffusers.AutoencoderKLMiniMaxH3Audio", "MiniMax/MiniMax-H3"),
+                    "text_encoder": Component(
+                        "transformers.Qwen3VLForConditionalGeneration", "MiniMax/MiniMax-H3-FL2VA"
+                    ),
+                },
+            ),
+        ),
+        **dict.fromkeys(
+            ("MiniMaxAI/MiniMax-Music3", "MiniMax/MiniMax-Music3"),
+            Repository(
+                "diffusers.MiniMaxMusic3ModularPipeline",
+                {
+                    "transformer": Component("diffusers.MiniMaxMusic3Transformer1DModel", "MiniMax/MiniMax-Music3"),
+                    "condition_encoder": Component("diffusers.MiniMaxMusic3ConditionEncoder", "MiniMax/MiniMax-Music3"),
+                    "vocoder": Component("diffusers.MiniMaxMusic3Vocoder", "MiniMax/MiniMax-Music3"),
+                    "rvq_depth_decoder": Component("diffusers.MiniMaxMusic3RVQDepthDecoder", "MiniMax/MiniMax-Music3"),
+                    "language_model": Component("transformers.Qwen3ForCausalLM", "MiniMax/MiniMax-Music3"),
+                },
+            ),
+        ),
+    },
 )

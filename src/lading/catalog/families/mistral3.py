@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lading.catalog.architecture import Architecture, Family
-from lading.catalog.families._decoder import LORA, infer_decoder, prompt
+from lading.catalog.families._decoder import LORA, infer_decoder, prompt, published_of_a_kind
 from lading.catalog.keymap import KeyMap, rename
 from lading.catalog.shapes import Shapes, quotient
 
@@ -21,6 +21,9 @@ _SMALL_TEXT = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "head_dim": _HEAD_DIM,
+    "rms_norm_eps": 1e-05,
+    "rope_parameters": {"rope_theta": 1000000000.0, "rope_type": "default"},
+    "sliding_window": None,
 }
 _SMALL = {
     "text_config": _SMALL_TEXT,
@@ -33,35 +36,45 @@ _SMALL = {
         "num_channels": 3,
         "patch_size": 14,
         "image_size": 1540,
+        "hidden_act": "silu",
     },
     "spatial_merge_size": 2,
     "multimodal_projector_bias": False,
     "tie_word_embeddings": False,
 }
-_MINISTRAL_3B = {
-    **_SMALL,
-    "text_config": {
-        **_SMALL_TEXT,
-        "model_type": "ministral3",
-        "hidden_size": 3072,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-    },
-    "tie_word_embeddings": True,
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
 }
+_3B_TEXT = {
+    **_SMALL_TEXT,
+    "hidden_size": 3072,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "max_position_embeddings": 262144,
+    "rope_parameters": _YARN,
+}
+_3B = {**_SMALL, "text_config": _3B_TEXT, "tie_word_embeddings": True}
+_PROMPT_ENHANCERS = {"baidu/ERNIE-Image": {**_3B_TEXT, "model_type": "ministral3", "tie_word_embeddings": True}}
 
 
 def _mistral3(shapes: Shapes) -> dict[str, Any]:
-    vision = shapes.under("model.vision_tower.")
+    return {**_mistral3_model(shapes.under("model.")), "tie_word_embeddings": not shapes.has("lm_head.weight")}
+
+
+def _mistral3_model(shapes: Shapes) -> dict[str, Any]:
+    vision = shapes.under("vision_tower.")
     width, channels, patch, _ = vision.shape("patch_conv.weight")
-    merged = shapes.size("model.multi_modal_projector.patch_merger.merging_layer.weight", 1)
-    tied = not shapes.has("lm_head.weight")
+    merged = shapes.size("multi_modal_projector.patch_merger.merging_layer.weight", 1)
     return {
-        # The small models, which share their embeddings with the head, are of the newer type.
-        "text_config": {
-            "model_type": "ministral3" if tied else "mistral",
-            **infer_decoder(shapes.under("model.language_model."), _HEAD_DIM),
-        },
+        "text_config": {"model_type": "mistral", **infer_decoder(shapes.under("language_model."), _HEAD_DIM)},
         "vision_config": {
             "model_type": "pixtral",
             "hidden_size": width,
@@ -72,9 +85,13 @@ def _mistral3(shapes: Shapes) -> dict[str, Any]:
             "patch_size": patch,
         },
         "spatial_merge_size": round(quotient(merged, width, "patches") ** 0.5),
-        "multimodal_projector_bias": shapes.has("model.multi_modal_projector.linear_1.bias"),
-        "tie_word_embeddings": tied,
+        "multimodal_projector_bias": shapes.has("multi_modal_projector.linear_1.bias"),
     }
+
+
+def _prompt_enhancer(shapes: Shapes) -> dict[str, Any]:
+    told = {**infer_decoder(shapes.under("model."), _HEAD_DIM), "tie_word_embeddings": not shapes.has("lm_head.weight")}
+    return published_of_a_kind(told, _PROMPT_ENHANCERS)
 
 
 _OLD = KeyMap(
@@ -86,6 +103,18 @@ _OLD = KeyMap(
     )
 )
 
+_UNVERIFIED = {
+    "text_config.model_type": "mistral",
+    "text_config.head_dim": _HEAD_DIM,
+    "text_config.num_attention_heads": None,
+    "text_config.num_key_value_heads": None,
+    "text_config.rms_norm_eps": 1e-05,
+    "text_config.rope_parameters": _SMALL_TEXT["rope_parameters"],
+    "text_config.sliding_window": None,
+    "vision_config.num_attention_heads": 16,
+    "vision_config.hidden_act": "silu",
+}
+
 FAMILY = Family(
     "mistral3",
     (
@@ -94,16 +123,31 @@ FAMILY = Family(
             "transformers.Mistral3ForConditionalGeneration",
             _mistral3,
             prompt,
-            published={"black-forest-labs/FLUX.2-dev": _SMALL, "PaddlePaddle/ERNIE-Image": _MINISTRAL_3B},
+            published={"black-forest-labs/FLUX.2-dev": _SMALL, "PaddlePaddle/ERNIE-Image": _3B},
             layouts={"hub (before transformers 4.52)": _OLD},
             own_layout="hub",
-            unverified={
-                "text_config.model_type": "mistral",
-                "text_config.head_dim": _HEAD_DIM,
-                "text_config.num_attention_heads": None,
-                "text_config.num_key_value_heads": None,
-                "vision_config.num_attention_heads": 16,
-            },
+            unverified=_UNVERIFIED,
+            tied=("lm_head.weight",),
+            lora_targets=LORA,
+        ),
+        Architecture(
+            "text_encoder",
+            "transformers.Mistral3Model",
+            _mistral3_model,
+            prompt,
+            published={"baidu/ERNIE-Image": _3B},
+            own_layout="hub",
+            unverified=_UNVERIFIED,
+            lora_targets=LORA,
+        ),
+        Architecture(
+            "pe",
+            "transformers.Ministral3ForCausalLM",
+            _prompt_enhancer,
+            prompt,
+            published=_PROMPT_ENHANCERS,
+            own_layout="hub",
+            unverified={"rope_parameters": _YARN},
             tied=("lm_head.weight",),
             lora_targets=LORA,
         ),

@@ -15,7 +15,8 @@ from lading.catalog.architecture import (
     LatentNumbers,
     Repository,
 )
-from lading.catalog.shapes import Shapes, quotient
+from lading.catalog.keymap import KeyMap, Rule, rename, split, swap_halves
+from lading.catalog.shapes import Shapes, UnknownSizeError, quotient
 from lading.latents.compression import AutoencoderEntries, every, product
 
 _PREVIEW = {
@@ -93,6 +94,115 @@ def _transformer(shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def _inputs(config: Config, extent: Extent) -> Inputs:
+    frames, tokens = extent.num_frames // 6 + 1, config["max_sequence_length"]
+    latent = (extent.batch, config["in_channels"], frames, extent.height // 8, extent.width // 8)
+    return {
+        "hidden_states": InputSpec(latent),
+        "encoder_hidden_states": InputSpec((extent.batch, tokens, config["text_embed_dim"])),
+        "timestep": InputSpec((extent.batch,)),
+        "encoder_attention_mask": InputSpec((extent.batch, tokens), "bool"),
+    }
+
+
+_BLOCK = ("blocks.{n}", "transformer_blocks.{n}")
+
+
+def _attention(side: str, parts: tuple[str, ...], out: str, norms: tuple[str, str]) -> list[Rule]:
+    """The attention of the pictures, `x`, or of the text, `y`."""
+    file, model = f"{_BLOCK[0]}.attn", f"{_BLOCK[1]}.attn1"
+    return [
+        split(f"{file}.qkv_{side}.{{leaf}}", *(f"{model}.{part}.{{leaf}}" for part in parts)),
+        rename(f"{file}.q_norm_{side}.{{leaf}}", f"{model}.{norms[0]}.{{leaf}}"),
+        rename(f"{file}.k_norm_{side}.{{leaf}}", f"{model}.{norms[1]}.{{leaf}}"),
+        rename(f"{file}.proj_{side}.{{leaf}}", f"{model}.{out}.{{leaf}}"),
+    ]
+
+
+def _original(shapes: Shapes) -> KeyMap:
+    """Genmo's own names; the last block's text only feeds its norm, which is another layer there."""
+    last = max(shapes.count("blocks"), shapes.count("transformer_blocks")) - 1
+    rules = [
+        rename("x_embedder.{rest}", "patch_embed.{rest}"),
+        rename("t_embedder.mlp.0.{leaf}", "time_embed.timestep_embedder.linear_1.{leaf}"),
+        rename("t_embedder.mlp.2.{leaf}", "time_embed.timestep_embedder.linear_2.{leaf}"),
+        rename("t5_y_embedder.{rest}", "time_embed.pooler.{rest}"),
+        rename("t5_yproj.{leaf}", "time_embed.caption_proj.{leaf}"),
+        rename("pos_frequencies", "pos_frequencies"),
+        rename(f"{_BLOCK[0]}.mod_x.{{leaf}}", f"{_BLOCK[1]}.norm1.linear.{{leaf}}"),
+        rename(f"blocks.{last}.mod_y.{{leaf}}", f"transformer_blocks.{last}.norm1_context.linear_1.{{leaf}}"),
+        rename(f"{_BLOCK[0]}.mod_y.{{leaf}}", f"{_BLOCK[1]}.norm1_context.linear.{{leaf}}"),
+        *_attention("x", ("to_q", "to_k", "to_v"), "to_out.0", ("norm_q", "norm_k")),
+        *_attention("y", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", ("norm_added_q", "norm_added_k")),
+        swap_halves("final_layer.mod.{leaf}", "norm_out.linear.{leaf}"),
+        rename("final_layer.linear.{leaf}", "proj_out.{leaf}"),
+    ]
+    for side, feed_forward in (("x", "ff"), ("y", "ff_context")):
+        file, model = f"{_BLOCK[0]}.mlp_{side}", f"{_BLOCK[1]}.{feed_forward}.net"
+        rules.append(swap_halves(f"{file}.w1.{{leaf}}", f"{model}.0.proj.{{leaf}}"))  # gate and value
+        rules.append(rename(f"{file}.w2.{{leaf}}", f"{model}.2.{{leaf}}"))
+    return KeyMap(tuple(rules))
+
+
+_RESNET = (
+    ("stack.0", "norm1.norm_layer"),
+    ("stack.2", "conv1.conv"),
+    ("stack.3", "norm2.norm_layer"),
+    ("stack.5", "conv2.conv"),
+)
+
+
+def _layer(file: str, block: str, layer: str) -> list[Rule]:
+    """A layer of the autoencoder: a residual block and, in the encoder, its attention."""
+    attention = f"{block}.attentions.{layer}"
+    return [
+        *(rename(f"{file}.{old}.{{leaf}}", f"{block}.resnets.{layer}.{new}.{{leaf}}") for old, new in _RESNET),
+        split(f"{file}.attn_block.attn.qkv.{{leaf}}", *(f"{attention}.to_{name}.{{leaf}}" for name in "qkv")),
+        rename(f"{file}.attn_block.attn.out.{{leaf}}", f"{attention}.to_out.0.{{leaf}}"),
+        rename(f"{file}.attn_block.norm.{{leaf}}", f"{block}.norms.{layer}.norm_layer.{{leaf}}"),
+    ]
+
+
+_MOST_LAYERS = 16
+
+
+def _original_autoencoder(shapes: Shapes) -> KeyMap:
+    """Genmo's own names, `encoder.` and `decoder.` before them as where both are in one file."""
+    if shapes.has("encoder.layers.0.weight"):
+        # The encoder is a list of layers, levels, and layers again; the decoder has its first layers in a list.
+        levels = [n for n in shapes.numbers("encoder.layers") if shapes.has(f"encoder.layers.{n}.layers.0.weight")]
+        first, depth = (levels[0] - 1 if levels else 0), len(levels)
+        last = shapes.count("encoder.layers") - first - depth - 1
+    else:
+        first, last = shapes.count("encoder.block_in.resnets"), shapes.count("encoder.block_out.resnets")
+        depth = shapes.count("encoder.down_blocks")
+    if max(first, last, depth) > _MOST_LAYERS:
+        raise UnknownSizeError(f"layers that an autoencoder can have: {first}, {depth} levels, {last}")
+    rules = [
+        rename("encoder.layers.0.{leaf}", "encoder.proj_in.{leaf}"),
+        rename("encoder.output_norm.{leaf}", "encoder.norm_out.norm_layer.{leaf}"),
+        rename("encoder.output_proj.{leaf}", "encoder.proj_out.{leaf}"),
+        rename("decoder.blocks.0.0.{leaf}", "decoder.conv_in.{leaf}"),
+        rename("decoder.output_proj.{leaf}", "decoder.proj_out.{leaf}"),
+        *_layer(f"decoder.blocks.{depth + 1}.{{n}}", "decoder.block_out", "{n}"),
+    ]
+    for layer in range(first):
+        rules += _layer(f"encoder.layers.{layer + 1}", "encoder.block_in", str(layer))
+    for layer in range(last):
+        rules += _layer(f"encoder.layers.{first + depth + 1 + layer}", "encoder.block_out", str(layer))
+        rules += _layer(f"decoder.blocks.0.{layer + 1}", "decoder.block_in", str(layer))
+    layers = _MOST_LAYERS  # of a level: the file counts its sampling first
+    for level in range(depth):
+        file, model = f"encoder.layers.{first + 1 + level}.layers", f"encoder.down_blocks.{level}"
+        rules.append(rename(f"{file}.0.{{leaf}}", f"{model}.conv_in.conv.{{leaf}}"))
+        for layer in range(layers):
+            rules += _layer(f"{file}.{layer + 1}", model, str(layer))
+        file, model = f"decoder.blocks.{level + 1}", f"decoder.up_blocks.{level}"
+        rules.append(rename(f"{file}.proj.{{leaf}}", f"{model}.proj.{{leaf}}"))
+        rules += _layer(f"{file}.blocks.{{n}}", model, "{n}")
+    return KeyMap(tuple(rules))
+
+
 FAMILY = Family(
     "mochi",
     (
@@ -100,8 +210,9 @@ FAMILY = Family(
             "transformer",
             "diffusers.MochiTransformer3DModel",
             _transformer,
-            None,  # it gathers the tokens that the mask leaves, whose number only data tells
+            _inputs,
             published={"genmo/mochi-1-preview": _PREVIEW},
+            layouts={"original": _original},
             unverified={"max_sequence_length": 256},
             lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
             latent=LatentNumbers(
@@ -121,6 +232,7 @@ FAMILY = Family(
             _autoencoder,
             _autoencoder_inputs,
             published={"genmo/mochi-1-preview": _VAE},
+            layouts={"original": _original_autoencoder},
         ),
     ),
     repositories={

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Family
+from lading.catalog.architecture import Architecture, Config, Family
 from lading.catalog.families._decoder import LORA, infer_decoder, prompt
 from lading.catalog.keymap import KeyMap, rename
 from lading.catalog.shapes import Shapes, quotient
+
+
+def _rotary(theta: float, **more: Any) -> dict[str, Any]:
+    return {"rope_theta": theta, "rope_type": "default", **more}
+
 
 _QWEN3_4B = {
     "vocab_size": 151936,
@@ -17,6 +22,7 @@ _QWEN3_4B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "head_dim": 128,
+    "rope_parameters": _rotary(1000000.0),
 }
 _QWEN3_0_6B = {
     **_QWEN3_4B,
@@ -36,8 +42,9 @@ _VISION_2_5 = {
     "temporal_patch_size": 2,
     "spatial_merge_size": 2,
     "out_hidden_size": 3584,
+    "tokens_per_second": 2,
 }
-_QWEN2_5_VL_7B = {
+_QWEN2_5_VL_7B: Config = {
     "text_config": {
         "vocab_size": 152064,
         "hidden_size": 3584,
@@ -45,6 +52,8 @@ _QWEN2_5_VL_7B = {
         "num_hidden_layers": 28,
         "num_attention_heads": 28,
         "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": _rotary(1000000.0, mrope_section=[16, 24, 24]),
     },
     "vision_config": _VISION_2_5,
     "tie_word_embeddings": False,
@@ -61,8 +70,12 @@ _VISION_3 = {
     "out_hidden_size": 5120,
     "num_position_embeddings": 2304,
 }
+_QWEN3_VL_TEXT = {
+    **_QWEN3_4B,
+    "rope_parameters": _rotary(5000000.0, mrope_section=[24, 20, 20], mrope_interleaved=True),
+}
 _QWEN3_VL_4B = {
-    "text_config": _QWEN3_4B,
+    "text_config": _QWEN3_VL_TEXT,
     "vision_config": {
         **_VISION_3,
         "depth": 24,
@@ -73,9 +86,14 @@ _QWEN3_VL_4B = {
     },
     "tie_word_embeddings": True,
 }
+_QWEN3_VL_8B = {
+    "text_config": {**_QWEN3_VL_TEXT, "hidden_size": 4096, "intermediate_size": 12288},
+    "vision_config": {**_VISION_3, "out_hidden_size": 4096, "deepstack_visual_indexes": (8, 16, 24)},
+    "tie_word_embeddings": False,
+}
 _QWEN3_VL_32B = {
     "text_config": {
-        **_QWEN3_4B,
+        **_QWEN3_VL_TEXT,
         "hidden_size": 5120,
         "intermediate_size": 25600,
         "num_hidden_layers": 64,
@@ -85,7 +103,7 @@ _QWEN3_VL_32B = {
     "tie_word_embeddings": False,
 }
 _LINEAR, _FULL = "linear_attention", "full_attention"
-_QWEN3_5_27B = {
+_QWEN3_5_27B: Config = {
     "text_config": {
         "vocab_size": 248320,
         "hidden_size": 5120,
@@ -100,6 +118,9 @@ _QWEN3_5_27B = {
         "linear_num_key_heads": 16,
         "linear_num_value_heads": 48,
         "layer_types": [_LINEAR, _LINEAR, _LINEAR, _FULL] * 16,
+        "rope_parameters": _rotary(
+            10000000.0, partial_rotary_factor=0.25, mrope_section=[11, 11, 10], mrope_interleaved=True
+        ),
     },
     "vision_config": _VISION_3,
     "tie_word_embeddings": False,
@@ -145,24 +166,27 @@ def _qwen2_5_vl(shapes: Shapes) -> dict[str, Any]:
 
 
 def _vision_3(shapes: Shapes) -> dict[str, Any]:
-    visual = shapes.under("model.visual.")
+    visual = shapes.under("visual.")
     inner = "blocks.{n}.mlp.linear_fc1.weight"
     vision = _vision(visual, "merger.linear_fc1.weight", "merger.linear_fc2.weight", inner)
     return {**vision, "num_position_embeddings": visual.size("pos_embed.weight")}
 
 
 def _qwen3_vl(shapes: Shapes) -> dict[str, Any]:
+    return {**_qwen3_vl_model(shapes.under("model.")), "tie_word_embeddings": _tied(shapes)}
+
+
+def _qwen3_vl_model(shapes: Shapes) -> dict[str, Any]:
     vision = _vision_3(shapes)
-    mergers = shapes.count("model.visual.deepstack_merger_list")
+    mergers = shapes.count("visual.deepstack_merger_list")
     step = 8 if vision["depth"] == 27 else max(vision["depth"] // (mergers + 1), 1)
     first = step if vision["depth"] == 27 else step - 1
     return {
-        "text_config": infer_decoder(shapes.under("model.language_model.")),
+        "text_config": infer_decoder(shapes.under("language_model.")),
         "vision_config": {
             **vision,
             "deepstack_visual_indexes": tuple(first + step * number for number in range(mergers)),
         },
-        "tie_word_embeddings": _tied(shapes),
     }
 
 
@@ -181,7 +205,7 @@ def _qwen3_5(shapes: Shapes) -> dict[str, Any]:
             "linear_num_value_heads": text.size(f"{linear}.A_log"),
             "layer_types": [_LINEAR if text.has(f"layers.{n}.linear_attn.A_log") else _FULL for n in range(depth)],
         },
-        "vision_config": _vision_3(shapes),
+        "vision_config": _vision_3(shapes.under("model.")),
         "tie_word_embeddings": _tied(shapes),
     }
 
@@ -193,7 +217,12 @@ _OLD_VL = KeyMap(
         rename("lm_head.weight", "lm_head.weight"),
     )
 )
-_VISION_HEADS = "vision_config.num_heads"
+_VISION_HEADS, _TEXT_ROPE = "vision_config.num_heads", "text_config.rope_parameters"
+_UNVERIFIED_VL = {
+    _VISION_HEADS: 16,
+    "vision_config.deepstack_visual_indexes": (8, 16, 24),
+    _TEXT_ROPE: _QWEN3_VL_TEXT["rope_parameters"],
+}
 
 FAMILY = Family(
     "qwen",
@@ -207,7 +236,13 @@ FAMILY = Family(
             layouts={"hub (before transformers 4.52)": _OLD_VL},
             own_layout="hub",
             examples=({**_QWEN2_5_VL_7B, "tie_word_embeddings": True},),
-            unverified={_VISION_HEADS: 16, "text_config.num_attention_heads": None},
+            unverified={
+                _VISION_HEADS: 16,
+                "vision_config.tokens_per_second": 2,
+                "text_config.num_attention_heads": None,
+                "text_config.rms_norm_eps": 1e-06,
+                _TEXT_ROPE: _QWEN2_5_VL_7B["text_config"]["rope_parameters"],
+            },
             tied=("lm_head.weight",),
             lora_targets=LORA,
         ),
@@ -219,6 +254,7 @@ FAMILY = Family(
             published={"Qwen/Qwen3-4B": _QWEN3_4B, "Qwen/Qwen3-0.6B": _QWEN3_0_6B, "Qwen/Qwen3-8B": _QWEN3_8B},
             layouts={"hub (model. prefix)": KeyMap((rename("model.{rest}", "{rest}"),))},
             own_layout="hub",
+            unverified={"rope_parameters": _QWEN3_4B["rope_parameters"]},
             lora_targets=LORA,
         ),
         Architecture(
@@ -231,6 +267,7 @@ FAMILY = Family(
                 "MiniMax/MiniMax-Music3": {**_QWEN3_8B, "vocab_size": 200000, "tie_word_embeddings": False},
             },
             own_layout="hub",
+            unverified={"rope_parameters": _QWEN3_4B["rope_parameters"]},
             lora_targets=LORA,
         ),
         Architecture(
@@ -240,8 +277,18 @@ FAMILY = Family(
             prompt,
             published={"Qwen/Qwen3-VL-4B-Instruct": _QWEN3_VL_4B, "MiniMax/MiniMax-H3-FL2VA": _QWEN3_VL_32B},
             own_layout="hub",
-            unverified={_VISION_HEADS: 16, "vision_config.deepstack_visual_indexes": (8, 16, 24)},
+            unverified=_UNVERIFIED_VL,
             tied=("lm_head.weight",),
+            lora_targets=LORA,
+        ),
+        Architecture(
+            "text_encoder",
+            "transformers.Qwen3VLModel",
+            _qwen3_vl_model,
+            prompt,
+            published={"Qwen/Qwen3-VL-4B-Instruct": _QWEN3_VL_4B, "Qwen/Qwen3-VL-8B-Instruct": _QWEN3_VL_8B},
+            own_layout="hub",
+            unverified=_UNVERIFIED_VL,
             lora_targets=LORA,
         ),
         Architecture(
@@ -251,7 +298,11 @@ FAMILY = Family(
             prompt,
             published={"Qwen/Qwen3.5-27B": _QWEN3_5_27B},
             own_layout="hub",
-            unverified={_VISION_HEADS: 16, "text_config.linear_key_head_dim": 128},
+            unverified={
+                _VISION_HEADS: 16,
+                "text_config.linear_key_head_dim": 128,
+                _TEXT_ROPE: _QWEN3_5_27B["text_config"]["rope_parameters"],
+            },
             tied=("lm_head.weight",),
             beside=("mtp.{rest}",),
             lora_targets=LORA,

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from lading.catalog.architecture import Architecture, Config, Extent, Family, Inputs, InputSpec, LatentNumbers
+from lading.catalog.architecture import (
+    Architecture,
+    Component,
+    Config,
+    Extent,
+    Family,
+    Inputs,
+    InputSpec,
+    LatentNumbers,
+    Repository,
+)
+from lading.catalog.keymap import KeyMap, Rule, rename, split, squeeze, squeeze_and_split
 from lading.catalog.shapes import Shapes, quotient
 from lading.latents.compression import AutoencoderEntries, levels
 
@@ -132,6 +143,82 @@ def _inputs(config: Config, extent: Extent) -> Inputs:
     return {**inputs, "guidance": InputSpec((extent.batch,))} if config["guidance_embeds"] else inputs
 
 
+_BLOCK = ("blocks.{n}", "transformer_blocks.{n}")
+
+
+def _original(shapes: Shapes) -> KeyMap:
+    """NVIDIA's own names; where guidance is distilled, time has no module of its own beside it."""
+    guided = any(
+        shapes.has(f"{name}.weight") for name in ("cfg_embedder.mlp.0", "time_embed.guidance_embedder.linear_1")
+    )
+    time = "time_embed.timestep_embedder" if guided else "time_embed.emb.timestep_embedder"
+    embedders = (("t_embedder", time), ("cfg_embedder", "time_embed.guidance_embedder"))
+    file, model = _BLOCK
+    pairs = (
+        ("scale_shift_table", "scale_shift_table"),
+        *((f"attn.{old}", f"attn1.{new}") for old, new in _NORMS),
+        *((f"cross_attn.{old}", f"attn2.{new}") for old, new in _NORMS),
+        ("attn.proj.{leaf}", "attn1.to_out.0.{leaf}"),
+        ("cross_attn.proj.{leaf}", "attn2.to_out.0.{leaf}"),
+        ("cross_attn.q_linear.{leaf}", "attn2.to_q.{leaf}"),
+        *((f"mlp.{name}_conv.conv.{{leaf}}", f"ff.conv_{name}.{{leaf}}") for name in ("inverted", "depth", "point")),
+    )
+    rules = [
+        rename("x_embedder.proj.{leaf}", "patch_embed.proj.{leaf}"),
+        *(
+            rename(f"{old}.mlp.{2 * number - 2}.{{leaf}}", f"{new}.linear_{number}.{{leaf}}")
+            for old, new in embedders
+            for number in (1, 2)
+        ),
+        rename("t_block.1.{leaf}", "time_embed.linear.{leaf}"),
+        rename("y_embedder.y_proj.fc1.{leaf}", "caption_projection.linear_1.{leaf}"),
+        rename("y_embedder.y_proj.fc2.{leaf}", "caption_projection.linear_2.{leaf}"),
+        rename("attention_y_norm.{leaf}", "caption_norm.{leaf}"),
+        split(f"{file}.attn.qkv.{{leaf}}", *(f"{model}.attn1.to_{name}.{{leaf}}" for name in "qkv")),
+        split(f"{file}.cross_attn.kv_linear.{{leaf}}", *(f"{model}.attn2.to_{name}.{{leaf}}" for name in "kv")),
+        *(rename(f"{file}.{old}", f"{model}.{new}") for old, new in pairs),
+        rename("final_layer.linear.{leaf}", "proj_out.{leaf}"),
+        rename("final_layer.scale_shift_table", "scale_shift_table"),
+    ]
+    return KeyMap(tuple(rules))
+
+
+_NORMS = (("q_norm.{leaf}", "norm_q.{leaf}"), ("k_norm.{leaf}", "norm_k.{leaf}"))
+
+
+def _half_layout(half: str, way: str, sampling: str) -> list[Rule]:
+    """One half of MIT's autoencoder: levels are lists of operations, samplings among them."""
+    file, model = f"{half}.stages.{{n}}.op_list.{{m}}", f"{half}.{way}_blocks.{{n}}.{{m}}"
+    attention, feed_forward = f"{file}.context_module.main", f"{file}.local_module.main"
+    convolved = (("inverted_conv.conv", "conv_inverted"), ("depth_conv.conv", "conv_depth"))
+    return [
+        squeeze_and_split(f"{attention}.qkv.conv.weight", *(f"{model}.attn.to_{name}.weight" for name in "qkv")),
+        rename(f"{attention}.aggreg.{{i}}.0.{{leaf}}", f"{model}.attn.to_qkv_multiscale.{{i}}.proj_in.{{leaf}}"),
+        rename(f"{attention}.aggreg.{{i}}.1.{{leaf}}", f"{model}.attn.to_qkv_multiscale.{{i}}.proj_out.{{leaf}}"),
+        squeeze(f"{attention}.proj.conv.weight", f"{model}.attn.to_out.weight"),
+        rename(f"{attention}.proj.norm.{{leaf}}", f"{model}.attn.norm_out.{{leaf}}"),
+        *(rename(f"{feed_forward}.{old}.{{leaf}}", f"{model}.conv_out.{new}.{{leaf}}") for old, new in convolved),
+        rename(f"{feed_forward}.point_conv.conv.{{leaf}}", f"{model}.conv_out.conv_point.{{leaf}}"),
+        rename(f"{feed_forward}.point_conv.norm.{{leaf}}", f"{model}.conv_out.norm.{{leaf}}"),
+        rename(f"{file}.main.conv1.conv.{{leaf}}", f"{model}.conv1.{{leaf}}"),
+        rename(f"{file}.main.conv2.conv.{{leaf}}", f"{model}.conv2.{{leaf}}"),
+        rename(f"{file}.main.conv2.norm.{{leaf}}", f"{model}.norm.{{leaf}}"),
+        rename(f"{file}.main.{sampling}.{{leaf}}", f"{model}.conv.{{leaf}}"),
+    ]
+
+
+_ORIGINAL_AUTOENCODER = KeyMap(
+    (
+        rename("encoder.project_in.conv.{leaf}", "encoder.conv_in.{leaf}"),
+        *_half_layout("encoder", "down", "conv"),
+        rename("encoder.project_out.main.op_list.0.conv.{leaf}", "encoder.conv_out.{leaf}"),
+        rename("decoder.project_in.main.conv.{leaf}", "decoder.conv_in.{leaf}"),
+        *_half_layout("decoder", "up", "conv.conv"),
+        rename("decoder.project_out.op_list.0.{leaf}", "decoder.norm_out.{leaf}"),
+        rename("decoder.project_out.op_list.2.conv.{leaf}", "decoder.conv_out.{leaf}"),
+    )
+)
+
 FAMILY = Family(
     "sana",
     (
@@ -154,6 +241,9 @@ FAMILY = Family(
                     "qk_norm": "rms_norm_across_heads",
                 },
             },
+            layouts={"original": _original},
+            examples=({**_1600M, "num_layers": 1, "attention_bias": True},),
+            beside=("pos_embed", "y_embedder.y_embedding", "logvar_linear.{leaf}"),
             unverified={
                 "num_attention_heads": 70,
                 "attention_head_dim": _HEAD_DIM,
@@ -175,7 +265,24 @@ FAMILY = Family(
             _autoencoder,
             _autoencoder_inputs,
             published={"mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers": _DC_AE},
+            layouts={"original": _ORIGINAL_AUTOENCODER},
             unverified={"scaling_factor": 1.0, "attention_head_dim": 32},
         ),
     ),
+    repositories={
+        name: Repository(
+            f"diffusers.{'SanaSprintPipeline' if 'Sprint' in name else 'SanaPipeline'}",
+            {
+                "transformer": Component("diffusers.SanaTransformer2DModel", name),
+                "vae": Component("diffusers.AutoencoderDC", "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers"),
+                "text_encoder": Component("transformers.Gemma2Model", "google/gemma-2-2b-it"),
+            },
+        )
+        for name in (
+            "Efficient-Large-Model/Sana_1600M_1024px_diffusers",
+            "Efficient-Large-Model/Sana_600M_1024px_diffusers",
+            "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers",
+            "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+        )
+    },
 )

@@ -96,6 +96,16 @@ def _both_inputs(config: Config, extent: Extent) -> Inputs:
     return {**_vision_inputs(config["vision_config"], extent), "input_ids": text}
 
 
+def _naflex_inputs(config: Config, extent: Extent) -> Inputs:
+    patches = config["num_patches"]
+    side = round(patches**0.5)
+    return {
+        "pixel_values": InputSpec((extent.batch, patches, config["num_channels"] * config["patch_size"] ** 2)),
+        "pixel_attention_mask": InputSpec((extent.batch, patches), "int64"),
+        "spatial_shapes": InputSpec((extent.batch, 2), "int64", ((side, side),) * extent.batch),
+    }
+
+
 _PREFIX = {"hub (vision_model. prefix)": KeyMap((rename("vision_model.{rest}", "{rest}"),))}
 
 FAMILY = Family(
@@ -132,7 +142,7 @@ FAMILY = Family(
             "image_encoder",
             "transformers.Siglip2VisionModel",
             _naflex,
-            None,  # its pictures come as patches with their shapes, whose values it computes with
+            _naflex_inputs,
             published={"Tongyi-MAI/Z-Image-Omni-Base": _NAFLEX},
             layouts=_PREFIX,
             own_layout="hub",

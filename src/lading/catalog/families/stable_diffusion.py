@@ -16,7 +16,7 @@ from lading.catalog.architecture import (
     Repository,
 )
 from lading.catalog.keymap import KeyMap, Rule, rename
-from lading.catalog.shapes import Shapes, UnknownSizeError
+from lading.catalog.shapes import AbsentTensorError, Shapes, UnknownSizeError
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 _SD15 = {
@@ -42,6 +42,7 @@ _SD21 = {
     "cross_attention_dim": 1024,
     "use_linear_projection": True,
     "attention_head_dim": (5, 10, 20, 20),
+    "upcast_attention": True,
     "sample_size": 96,
 }
 _SDXL = {
@@ -69,6 +70,8 @@ _CONTROLNET = {
 def _encoder(shapes: Shapes) -> dict[str, Any]:
     """The half that the UNet and its ControlNets share."""
     depth = shapes.count("down_blocks")
+    if not depth:
+        raise AbsentTensorError("down_blocks")
     widths = tuple(shapes.size(f"down_blocks.{level}.resnets.0.conv1.weight") for level in range(depth))
     attends = [shapes.has(f"down_blocks.{level}.attentions.0.norm.weight") for level in range(depth)]
     middle = shapes.count("mid_block.attentions.0.transformer_blocks")
@@ -192,6 +195,25 @@ def _original(shapes: Shapes) -> KeyMap:
     return KeyMap(tuple(rules))
 
 
+def _original_controlnet(shapes: Shapes) -> KeyMap:
+    """ControlNet's own names: the UNet's first half, a convolution after each of its blocks, and the hint's own."""
+    hint, blocks = "controlnet_cond_embedding", "input_hint_block"
+    last = shapes.count(blocks) - 1 if shapes.has(f"{blocks}.0.weight") else 2 * shapes.count(f"{hint}.blocks") + 2
+    if last > 2 * _MOST_LEVELS:
+        raise UnknownSizeError(f"convolutions that a hint can have: {blocks} has {last}")
+    rules = [
+        rename("zero_convs.{n}.0.{leaf}", "controlnet_down_blocks.{n}.{leaf}"),
+        rename("middle_block_out.0.{leaf}", "controlnet_mid_block.{leaf}"),
+        rename(f"{blocks}.0.{{leaf}}", f"{hint}.conv_in.{{leaf}}"),
+        rename(f"{blocks}.{last}.{{leaf}}", f"{hint}.conv_out.{{leaf}}"),
+        *(
+            rename(f"{blocks}.{number}.{{leaf}}", f"{hint}.blocks.{number // 2 - 1}.{{leaf}}")
+            for number in range(2, last, 2)
+        ),
+    ]
+    return KeyMap((*rules, *_original(shapes).rules))
+
+
 def _resnet(file: str, model: str) -> list[Rule]:
     return [rename(f"{file}.{old}.{{leaf}}", f"{model}.{new}.{{leaf}}") for old, new in _RESNET]
 
@@ -204,7 +226,24 @@ _LORA = ("to_q", "to_k", "to_v", "to_out.0")
 _LATENT = LatentNumbers(
     ("batch", "channels", "height", "width"), 4, spatial=8, guidance_entries=("time_cond_proj_dim",)
 )
-_UNVERIFIED = {"attention_head_dim": 8, "addition_time_embed_dim": None}
+_UNVERIFIED = {"attention_head_dim": 8, "addition_time_embed_dim": None, "upcast_attention": False}
+
+_FIRST, _XL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+_TEXT_ENCODER = Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14")
+
+
+def _repository(name: str, pipeline: str, vae: str = _FIRST, text_encoder: Component = _TEXT_ENCODER) -> Repository:
+    parts = {
+        "unet": Component("diffusers.UNet2DConditionModel", name),
+        "vae": Component("diffusers.AutoencoderKL", vae),
+        "text_encoder": text_encoder,
+    }
+    if vae == _XL:
+        parts["text_encoder_2"] = Component("transformers.CLIPTextModelWithProjection", _XL)
+    return Repository(f"diffusers.{pipeline}", parts)
+
 
 FAMILY = Family(
     "stable_diffusion",
@@ -240,36 +279,24 @@ FAMILY = Family(
                     **{key: value for key, value in _SDXL.items() if key not in _UNET_ONLY},
                 },
             },
+            layouts={"original": _original_controlnet},
             unverified=_UNVERIFIED,
+            lora_targets=_LORA,
         ),
     ),
     repositories={
-        "stable-diffusion-v1-5/stable-diffusion-v1-5": Repository(
-            "diffusers.StableDiffusionPipeline",
-            {
-                "unet": Component("diffusers.UNet2DConditionModel", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-                "vae": Component("diffusers.AutoencoderKL", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
-            },
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": _repository(_FIRST, "StableDiffusionPipeline"),
+        "stable-diffusion-v1-5/stable-diffusion-inpainting": _repository(
+            "stable-diffusion-v1-5/stable-diffusion-inpainting", "StableDiffusionInpaintPipeline"
         ),
-        "stabilityai/stable-diffusion-2-1": Repository(
-            "diffusers.StableDiffusionPipeline",
-            {
-                "unet": Component("diffusers.UNet2DConditionModel", "stabilityai/stable-diffusion-2-1"),
-                "vae": Component("diffusers.AutoencoderKL", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-                "text_encoder": Component("transformers.CLIPTextModel", "stabilityai/stable-diffusion-2-1", layers=23),
-            },
+        "stabilityai/stable-diffusion-2-1": _repository(
+            "stabilityai/stable-diffusion-2-1",
+            "StableDiffusionPipeline",
+            text_encoder=Component("transformers.CLIPTextModel", "stabilityai/stable-diffusion-2-1", layers=23),
         ),
-        "stabilityai/stable-diffusion-xl-base-1.0": Repository(
-            "diffusers.StableDiffusionXLPipeline",
-            {
-                "unet": Component("diffusers.UNet2DConditionModel", "stabilityai/stable-diffusion-xl-base-1.0"),
-                "vae": Component("diffusers.AutoencoderKL", "stabilityai/stable-diffusion-xl-base-1.0"),
-                "text_encoder": Component("transformers.CLIPTextModel", "openai/clip-vit-large-patch14"),
-                "text_encoder_2": Component(
-                    "transformers.CLIPTextModelWithProjection", "stabilityai/stable-diffusion-xl-base-1.0"
-                ),
-            },
+        "stabilityai/stable-diffusion-xl-base-1.0": _repository(_XL, "StableDiffusionXLPipeline", vae=_XL),
+        "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": _repository(
+            "diffusers/stable-diffusion-xl-1.0-inpainting-0.1", "StableDiffusionXLInpaintPipeline", vae=_XL
         ),
     },
 )

@@ -46,7 +46,7 @@ def _t5(shapes: Shapes) -> dict[str, Any]:
 
 
 def _umt5(shapes: Shapes) -> dict[str, Any]:
-    if len(shapes.find(_BIAS)) < shapes.count("encoder.block"):
+    if len(shapes.find(_BIAS)) == 1 < len(shapes.find(f"{_ATTENTION}.q.weight")):
         raise UnknownSizeError("a position bias in every block: only one block has it, as in T5")
     return _encoder(shapes)
 

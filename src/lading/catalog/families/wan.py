@@ -15,11 +15,13 @@ from lading.catalog.architecture import (
     Inputs,
     InputSpec,
     LatentNumbers,
+    ObjectSpec,
     Repository,
 )
 from lading.catalog.families import _causal_vae, _wan_layouts
 from lading.catalog.shapes import Shapes, quotient
 from lading.latents.compression import AutoencoderEntries, entry, every
+from lading.latents.frames import FrameRule
 
 _HEAD_DIM = 128
 """Of every published model; the norms span all heads, so that shapes do not tell it."""
@@ -80,7 +82,7 @@ _VAE = {
     "patch_size": None,
     "scale_factor_spatial": 8,
 }
-_VAE_2_2 = {
+_VAE_2_2: Config = {
     **_VAE,
     "base_dim": 160,
     "decoder_base_dim": 256,
@@ -90,6 +92,22 @@ _VAE_2_2 = {
     "out_channels": 12,
     "patch_size": 2,
     "scale_factor_spatial": 16,
+    "latents_mean": (
+        *(-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557),
+        *(-0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825),
+        *(-0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502),
+        *(-0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230),
+        *(-0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748),
+        *(0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667),
+    ),
+    "latents_std": (
+        *(0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013),
+        *(0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978),
+        *(0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659),
+        *(0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093),
+        *(0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887),
+        *(0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744),
+    ),
 }
 
 
@@ -188,10 +206,13 @@ def _vae(shapes: Shapes) -> dict[str, Any]:
 
 def _transformer_inputs(config: Config, extent: Extent) -> Inputs:
     frames = (extent.num_frames - 1) // 4 + 1
-    latent = (extent.batch, config["in_channels"], frames, extent.height // 8, extent.width // 8)
+    spatial = _VAE_2_2["scale_factor_spatial"] if config["out_channels"] == _VAE_2_2["z_dim"] else 8
+    height, width = extent.height // spatial, extent.width // spatial
+    across = frames * prod((height // config["patch_size"][1], width // config["patch_size"][2]))
     inputs: Inputs = {
-        "hidden_states": InputSpec(latent),
-        "timestep": InputSpec((extent.batch,)),
+        "hidden_states": InputSpec((extent.batch, config["in_channels"], frames, height, width)),
+        # Where the first frame is a given picture, each token has a time of its own.
+        "timestep": InputSpec((extent.batch, across) if spatial == 16 else (extent.batch,)),
         "encoder_hidden_states": InputSpec((extent.batch, extent.tokens, config["text_dim"])),
     }
     if config.get("image_dim"):
@@ -220,6 +241,30 @@ def _animate_inputs(config: Config, extent: Extent) -> Inputs:
     }
 
 
+def _animate_2_inputs(config: Config, extent: Extent) -> Inputs:
+    """The first of its calls, which fills the cache of keys and values from the reference."""
+    frames, height, width = (extent.num_frames - 1) // 4 + 1, extent.height // 8, extent.width // 8
+    _, down, right = config["patch_size"]
+    grid = (frames, height // down, width // right)
+    channels = config["out_dim"]
+    inputs: Inputs = {
+        "hidden_states": [InputSpec((channels, frames, height, width))] * extent.batch,
+        "timestep": InputSpec((extent.batch,)),
+        "encoder_hidden_states": [InputSpec((extent.tokens, config["text_dim"]))] * extent.batch,
+        "condition_latents": [InputSpec((config["in_dim"] - channels, frames, height, width))] * extent.batch,
+        "kv_cache": ObjectSpec(
+            "diffusers.models.transformers.transformer_wan_animate_2.WanAnimate2KVCache",
+            {"num_layers": config["num_layers"]},
+        ),
+        "kv_cache_mode": "extract",
+        "seq_len": prod(grid),
+        "offset_grid_sizes": InputSpec((extent.batch, 3), "int64", (grid,) * extent.batch),
+    }
+    if config["use_img_emb"]:
+        inputs["encoder_hidden_states_image"] = InputSpec((extent.batch, 257, 1280))
+    return inputs
+
+
 def _vae_inputs(config: Config, extent: Extent) -> Inputs:
     return _causal_vae.inputs(3, config, extent)
 
@@ -230,6 +275,9 @@ def _not_in_the_class(shapes: Shapes) -> dict[str, str]:
 
 
 _UNVERIFIED = {"num_attention_heads": 40, "attention_head_dim": _HEAD_DIM}
+_AUTOENCODER = AutoencoderEntries(
+    entry("scale_factor_spatial"), frames=every(entry("scale_factor_temporal")), channels=entry("z_dim")
+)
 _LATENT = LatentNumbers(
     ("batch", "channels", "frames", "height", "width"),
     16,
@@ -237,9 +285,12 @@ _LATENT = LatentNumbers(
     temporal=4,
     patch=2,
     guidance="passes",
-    autoencoder=AutoencoderEntries(
-        entry("scale_factor_spatial"), frames=every(entry("scale_factor_temporal")), channels=entry("z_dim")
-    ),
+    autoencoder=_AUTOENCODER,
+)
+_ANIMATE_LATENT = replace(  # the picture that is animated is a frame of its own
+    _LATENT,
+    temporal=FrameRule(4, first_latents=2),
+    autoencoder=replace(_AUTOENCODER, frames=every(entry("scale_factor_temporal"), first_latents=2)),
 )
 _LORA = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
@@ -263,6 +314,8 @@ def _repository(name: str, pipeline: str, transformer: str = "WanTransformer3DMo
     if "A14B" in name:
         parts["transformer"] = Component(denoiser, name, ("high_noise",))
         parts["transformer_2"] = Component(denoiser, name, ("low_noise",))
+    if any(word in name for word in ("2.1-I2V", "FLF2V", "Animate")):
+        parts["image_encoder"] = Component("transformers.CLIPVisionModel", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
     return Repository(f"diffusers.{pipeline}", parts, settings=_SETTINGS.get(name, {}))
 
 
@@ -325,14 +378,20 @@ FAMILY = Family(
             _animate,
             _animate_inputs,
             published={"Wan-AI/Wan2.2-Animate-14B": _ANIMATE},
-            unverified={"num_attention_heads": 40, "attention_head_dim": _HEAD_DIM},
+            layouts={"original": _wan_layouts.original_animate},
+            unverified=_UNVERIFIED,
+            beside=(
+                "motion_encoder.enc.net_app.convs.{n}.conv{i}.{m}.kernel",
+                "motion_encoder.enc.net_app.convs.{n}.skip.{m}.kernel",
+            ),
             lora_targets=_LORA,
+            latent=_ANIMATE_LATENT,
         ),
         Architecture(
             "transformer",
             "diffusers.WanAnimate2Transformer3DModel",
             _animate_2,
-            None,  # it is called with a cache of keys and values, once to fill it and then to use it
+            _animate_2_inputs,
             published={"Wan-AI/Wan2.2-Animate-2-14B": _ANIMATE_2},
             layouts={"original": _wan_layouts.ANIMATE_2},
             unverified={"num_heads": 40},
@@ -346,17 +405,34 @@ FAMILY = Family(
             _vae_inputs,
             published={"Wan-AI/Wan2.1-T2V-14B": _VAE, "Wan-AI/Wan2.2-TI2V-5B": _VAE_2_2},
             layouts={"original": _wan_layouts.original_vae},
-            unverified={"scale_factor_spatial": 8, "patch_size": None},
+            unverified={"scale_factor_spatial": 8, "patch_size": None, "latents_mean": None, "latents_std": None},
         ),
     ),
     repositories={
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _repository("Wan-AI/Wan2.1-T2V-1.3B", "WanPipeline"),
         "Wan-AI/Wan2.1-T2V-14B-Diffusers": _repository("Wan-AI/Wan2.1-T2V-14B", "WanPipeline"),
+        **{
+            f"{name}-{word}": _repository(name, "WanImageToVideoPipeline")
+            for name, word in (
+                ("Wan-AI/Wan2.1-I2V-14B-480P", "Diffusers"),
+                ("Wan-AI/Wan2.1-I2V-14B-720P", "Diffusers"),
+                ("Wan-AI/Wan2.1-FLF2V-14B-720P", "diffusers"),
+                ("Wan-AI/Wan2.2-I2V-A14B", "Diffusers"),
+            )
+        },
         "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _repository("Wan-AI/Wan2.2-T2V-A14B", "WanPipeline"),
-        "Wan-AI/Wan2.2-I2V-A14B-Diffusers": _repository("Wan-AI/Wan2.2-I2V-A14B", "WanImageToVideoPipeline"),
         "Wan-AI/Wan2.2-TI2V-5B-Diffusers": _repository("Wan-AI/Wan2.2-TI2V-5B", "WanPipeline"),
-        "Wan-AI/Wan2.1-VACE-14B-diffusers": _repository(
-            "Wan-AI/Wan2.1-VACE-14B", "WanVACEPipeline", "WanVACETransformer3DModel"
+        **{
+            f"Wan-AI/Wan2.1-VACE-{size}-diffusers": _repository(
+                f"Wan-AI/Wan2.1-VACE-{size}", "WanVACEPipeline", "WanVACETransformer3DModel"
+            )
+            for size in ("1.3B", "14B")
+        },
+        "Wan-AI/Wan2.2-Animate-14B-Diffusers": _repository(
+            "Wan-AI/Wan2.2-Animate-14B", "WanAnimatePipeline", "WanAnimateTransformer3DModel"
+        ),
+        "Wan-AI/Wan2.2-Animate-2-14B": _repository(
+            "Wan-AI/Wan2.2-Animate-2-14B", "WanAnimate2ModularPipeline", "WanAnimate2Transformer3DModel"
         ),
     },
 )

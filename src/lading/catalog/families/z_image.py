@@ -18,7 +18,7 @@ from lading.catalog.architecture import (
 from lading.catalog.keymap import KeyMap, rename, split
 from lading.catalog.shapes import Shapes, quotient
 
-_BASE = {
+_BASE: Config = {
     "all_patch_size": (2,),
     "all_f_patch_size": (1,),
     "in_channels": 16,
@@ -44,6 +44,13 @@ _CONTROL = {
     "n_heads": 30,
     "n_kv_heads": 30,
     "qk_norm": True,
+}
+_CONTROL_2 = {
+    **_CONTROL,
+    "control_layers_places": list(range(0, 30, 2)),
+    "control_refiner_layers_places": [0, 1],
+    "control_in_dim": 33,
+    "add_control_noise_refiner": "control_noise_refiner",
 }
 
 
@@ -127,6 +134,26 @@ def _inputs(config: Config, extent: Extent) -> Inputs:
     return inputs
 
 
+def _refines(config: Config, shapes: Shapes) -> bool:
+    """Whether the layers that refine a ControlNet's noise are there; of 2.0 and 2.1 the same tensors are published."""
+    if config["add_control_noise_refiner"] == "control_layers":
+        return True
+    adds = shapes.has("control_noise_refiner.{n}.after_proj.weight")
+    return shapes.has("control_noise_refiner.{n}.attention.to_q.weight") and adds == bool(
+        config["add_control_noise_refiner"]
+    )
+
+
+def _controlnet_inputs(config: Config, extent: Extent) -> Inputs:
+    picture = (extent.num_frames, extent.height // 8, extent.width // 8)
+    return {
+        "x": [InputSpec((_BASE["in_channels"], *picture))] * extent.batch,
+        "t": InputSpec((extent.batch,)),
+        "cap_feats": [InputSpec((extent.tokens, _BASE["cap_feat_dim"]))] * extent.batch,
+        "control_context": [InputSpec((config["control_in_dim"], *picture))] * extent.batch,
+    }
+
+
 _BLOCKS = ("layers", "noise_refiner", "context_refiner", "siglip_refiner")
 _ORIGINAL = KeyMap(
     (
@@ -150,6 +177,19 @@ _ORIGINAL = KeyMap(
         *(rename(name, name) for name in ("x_pad_token", "cap_pad_token", "siglip_pad_token")),
     )
 )
+
+
+def _repository(name: str) -> Repository:
+    parts = {
+        "transformer": Component("diffusers.ZImageTransformer2DModel", name),
+        "vae": Component("diffusers.AutoencoderKL", "Tongyi-MAI/Z-Image-Turbo"),
+        "text_encoder": Component("transformers.Qwen3Model", "Qwen/Qwen3-4B"),
+    }
+    if "Omni" not in name:
+        return Repository("diffusers.ZImagePipeline", parts)
+    parts["siglip"] = Component("transformers.Siglip2VisionModel", name)
+    return Repository("diffusers.ZImageOmniPipeline", parts)
+
 
 FAMILY = Family(
     "z_image",
@@ -181,43 +221,32 @@ FAMILY = Family(
             "controlnet",
             "diffusers.ZImageControlNetModel",
             _controlnet,
-            None,  # it computes with layers of the transformer that it is given, and not without
+            _controlnet_inputs,
             published={
                 "alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union": _CONTROL,
-                "alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union-2.1": {
-                    **_CONTROL,
-                    "control_layers_places": list(range(0, 30, 2)),
-                    "control_refiner_layers_places": [0, 1],
-                    "control_in_dim": 33,
-                    "add_control_noise_refiner": "control_noise_refiner",
-                },
-            },
-            examples=(
-                {
-                    **_CONTROL,
-                    "control_refiner_layers_places": [0, 1],
+                "alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union-2.0": {
+                    **_CONTROL_2,
                     "add_control_noise_refiner": "control_layers",
                 },
+                "alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union-2.1": _CONTROL_2,
+            },
+            unverified={
+                "control_layers_places": [],
+                "control_refiner_layers_places": None,
+                "add_control_noise_refiner": None,
+            },
+            beside=("control_noise_refiner.{rest}",),  # of 2.0, which does not use it
+            lent=(
+                *("t_scale", "t_embedder", "all_x_embedder", "cap_embedder", "rope_embedder", "noise_refiner"),
+                *("context_refiner", "x_pad_token", "cap_pad_token"),
             ),
-            unverified={"control_layers_places": [], "control_refiner_layers_places": None},
+            fits=_refines,
+            lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
         ),
     ),
     repositories={
-        "Tongyi-MAI/Z-Image-Turbo": Repository(
-            "diffusers.ZImagePipeline",
-            {
-                "transformer": Component("diffusers.ZImageTransformer2DModel", "Tongyi-MAI/Z-Image-Turbo"),
-                "vae": Component("diffusers.AutoencoderKL", "Tongyi-MAI/Z-Image-Turbo"),
-                "text_encoder": Component("transformers.Qwen3Model", "Qwen/Qwen3-4B"),
-            },
-        ),
-        "Tongyi-MAI/Z-Image": Repository(
-            "diffusers.ZImagePipeline",
-            {
-                "transformer": Component("diffusers.ZImageTransformer2DModel", "Tongyi-MAI/Z-Image"),
-                "vae": Component("diffusers.AutoencoderKL", "Tongyi-MAI/Z-Image-Turbo"),
-                "text_encoder": Component("transformers.Qwen3Model", "Qwen/Qwen3-4B"),
-            },
-        ),
+        "Tongyi-MAI/Z-Image-Turbo": _repository("Tongyi-MAI/Z-Image-Turbo"),
+        "Tongyi-MAI/Z-Image": _repository("Tongyi-MAI/Z-Image"),
+        "Tongyi-MAI/Z-Image-Omni-Base": _repository("Tongyi-MAI/Z-Image-Omni-Base"),
     },
 )
