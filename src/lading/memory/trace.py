@@ -166,8 +166,8 @@ def _traced(
     finally:
         _state.tracing = False
     calls, back = observer.calls(), observer.calls(backward=True)
-    made = kernel_bytes((one for call in (*calls, *back) for one in call.operations), device.type)
-    return Trace(calls, observer.peak + made, frozenset(observer.fixed), back)
+    workspace = kernel_bytes((one for call in (*calls, *back) for one in call.operations), device.type)
+    return Trace(calls, observer.peak + workspace, frozenset(observer.fixed), back)
 
 
 def _of_its_kind(fake: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
