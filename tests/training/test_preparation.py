@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import lading
-from lading import LadingError
-from lading.training import Settings, Watcher
+from lading import ComponentError, LadingError
+from lading.training import Settings, Watcher, train_model
 from lading.training.buckets import fit, make_buckets, nearest_bucket
 from lading.training.dataset import Example, read_folder
 from lading.training.order import Order
@@ -271,3 +271,18 @@ def test_framing_keeps_what_sdxl_is_told(tmp_path: Path) -> None:
     assert isinstance(framed, Framed)
     assert (framed.extent.original, framed.extent.crop[0]) == ((100, 200), 0)
     assert framed.extent.height < framed.extent.width
+
+
+def test_a_variant_is_read_wherever_a_component_has_it(
+    tiny_model: Callable[[str], Path], pictures: Path, tmp_path: Path
+) -> None:
+    plain, mixed = tiny_model("SD3"), tmp_path / "mixed"
+    shutil.copytree(plain, mixed)
+    for file in (*mixed.glob("transformer/*.safetensors"), *mixed.glob("text_encoder/*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    settings = Settings(steps=1, batch_size=2, rank=2, validation_prompts=("red",), validation_steps=1)
+    expected = train_model(plain, pictures, tmp_path / "plain", settings)
+    found = train_model(mixed, pictures, tmp_path / "out", settings, variant="fp16")
+    assert found.files[0].read_bytes() == expected.files[0].read_bytes()
+    with pytest.raises(ComponentError, match="no component has weights of variant 'bf16'"):
+        train_model(mixed, pictures, tmp_path / "other", settings, variant="bf16")

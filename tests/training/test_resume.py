@@ -10,6 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +202,60 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (folder / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"state\.json: it cannot be read"):
         checkpoints.restore(state)
+
+
+def _killed_at(moment: int, act: Callable[[], object]) -> bool:
+    """Do something in a process that is killed at the n-th time it syncs, renames or removes; tell whether it was."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads, which a process that only writes files does without
+        child = os.fork()
+    if child:
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    turns = count()
+
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            if next(turns) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return counted
+
+    for name in ("fsync", "replace", "rename", "unlink", "rmdir"):
+        setattr(os, name, dying(getattr(os, name)))
+    try:
+        act()
+    finally:
+        os._exit(0)
+
+
+def test_a_kill_at_any_moment_of_writing_a_checkpoint_leaves_a_whole_one(tmp_path: Path) -> None:
+    settings, state = _state(0.9)
+    found = []
+    for moment in count():
+        folder = tmp_path / str(moment)
+        checkpoints = Checkpoints(folder, 1, settings, {})
+        _come_to(state, 1)
+        checkpoints.save(state)
+        _come_to(state, 2)
+        killed = _killed_at(moment, partial(checkpoints.save, state))
+        checkpoints.restore(state)
+        found.append(state.step)
+        assert all(bool((tensor == state.step).all()) for tensor in state.parameters.values())
+        if not killed:
+            break
+        _come_to(state, 3)
+        checkpoints.save(state)
+        assert [entry.name for entry in folder.iterdir()] == ["step-000003"]
+    assert found == sorted(found) and set(found) == {1, 2} and len(found) > 10
+
+
+def _come_to(state: Any, step: int) -> None:
+    """Bring a state to a step, at which its parameters are all the step's number."""
+    state.step = step
+    with torch.no_grad():
+        for parameter in state.parameters.values():
+            parameter.fill_(step)
 
 
 def test_only_safetensors_and_json_are_in_a_checkpoint_and_old_ones_go(tmp_path: Path) -> None:

@@ -62,6 +62,22 @@ class Origin:
         """Whether its elements, row by row, are those of its runs."""
         return bool(self.runs) and self.change is None and all(run.stride is None for run in self.runs)
 
+    def rows(self, first: int, last: int) -> Origin | None:
+        """Return some of its rows, at least one, as a tensor of its own; None where they are no stretches of files."""
+        if not self.is_plain or not self.shape:
+            return None
+        parts, at = [], 0
+        for run in self.runs:
+            count, rest = divmod(prod(run.shape), prod(self.shape[1:]))
+            run = replace(run, shape=(count, *self.shape[1:]))
+            if rest or not _in_rows(run):
+                return None
+            start, end = max(first - at, 0), min(last - at, count)
+            if start < end:
+                parts.append(_rows(run, start, end))
+            at += count
+        return Origin(tuple(parts), (last - first, *self.shape[1:]))
+
 
 def find_origins(key_map: KeyMap | None, infos: Mapping[str, TensorInfo]) -> dict[str, Origin]:
     """Return the network's tensors, each with its origin; names that no rule fits stay as they are.

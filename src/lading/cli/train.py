@@ -42,6 +42,9 @@ _STEPS = [
     click.option("--host-memory-limit", help="The same for the host's memory."),
     click.option("--dtype", help="Of frozen weights and computation, such as bfloat16."),
     click.option("--device", help="Such as cpu or cuda:1."),
+    click.option(
+        "--sharded", is_flag=True, help="Under torchrun: each process holds a part of the denoiser's weights."
+    ),
     click.option("--gradient-checkpointing", is_flag=True, default=None, help="Less memory for activations."),
 ]
 _DATA = [
@@ -121,6 +124,7 @@ def _train(
     revision: str | None,
     variant: str | None,
     tensorboard: bool,
+    sharded: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -131,7 +135,7 @@ def _train(
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     settings = Settings.from_json({"method": method, **given})
-    with launched(settings.device) as world, TrainingProgress(quiet=as_json or not world.leads) as progress:
+    with launched(settings.device, sharded) as world, TrainingProgress(quiet=as_json or not world.leads) as progress:
         watcher = Watchers([progress, TensorBoard(out / "logs")]) if tensorboard and world.leads else progress
         outcome = train_model(model, data, out, settings, resume, cache, revision, variant, watcher, world)
     if not world.leads:

@@ -190,8 +190,28 @@ def _jobs(
         dtype, device = (for_component(options[option], name) for option in ("torch_dtype", "device"))
         jobs.append((spec, LoadOptions(dtype, device, chosen)))
     if isinstance(variant, str) and jobs and all(job.variant is None for _, job in jobs):
-        raise ComponentError(f"{folder}: no component has weights of variant {variant!r}: leave it out")
+        raise _no_variant(folder, variant)
     return jobs
+
+
+def variants_in(folder: Path, variant: str | None) -> dict[str, str | None]:
+    """Return the variant of each component's weights where one is asked for of a pipeline: some may have no such files.
+
+    Args:
+        folder: in the diffusers layout.
+
+    Raises:
+        ComponentError: none has.
+    """
+    names = [name for name in read_model_index(folder) if (folder / name).is_dir()]
+    found = {name: variant if _has_variant(folder / name, variant) else None for name in names}
+    if variant is not None and not any(found.values()):
+        raise _no_variant(folder, variant)
+    return found
+
+
+def _no_variant(folder: Path, variant: str) -> ComponentError:
+    return ComponentError(f"{folder}: no component has weights of variant {variant!r}: leave it out")
 
 
 def find_spec(folder: Path, name: str) -> ComponentSpec:

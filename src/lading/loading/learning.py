@@ -129,9 +129,10 @@ def default_targets(module: torch.nn.Module) -> tuple[str, ...]:
     Raises:
         ComponentError: it says nothing of this class.
     """
-    known = architecture_of(type(module))
-    if known is not None and known[1].lora_targets:
-        return known[1].lora_targets
+    for kind in type(module).__mro__:  # what spreads a network over processes gives it a class of its own
+        known = architecture_of(kind)
+        if known is not None and known[1].lora_targets:
+            return known[1].lora_targets
     raise ComponentError(
         f"the catalog names no layers of {type(module).__name__} for LoRA: give target_modules, such as "
         '["to_q", "to_k", "to_v", "to_out.0"]'

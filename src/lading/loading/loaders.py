@@ -24,6 +24,7 @@ from lading.loading.configs import read_config
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.device_mesh import DeviceMesh
 
     from lading.memory.limits import Limits
 
@@ -65,12 +66,14 @@ class LoadOptions:
         device: None leaves the component on the CPU and touches no device.
         variant: such as "fp16" for weights in "model.fp16.safetensors".
         limits: that a network shares with others; None for none.
+        mesh: of processes that hold a network together; None for one's own. See `load_model`.
     """
 
     torch_dtype: Any = None
     device: Any = None
     variant: str | None = None
     limits: Limits | None = None
+    mesh: DeviceMesh | None = None
 
 
 @dataclass(frozen=True)
@@ -176,13 +179,16 @@ def load_network(spec: ComponentSpec, model_class: type, options: LoadOptions) -
     stored = packed or open_checkpoint(find_in_folder(spec.folder, stem, options.variant).files)
     if "quantization_config" in config:
         where, limited = f"{spec.folder}: component {spec.name!r}", options.limits is not None or packed is not None
+        limited = limited or options.mesh is not None
         if is_for_its_library(where, model_class, config, stored, limited):
             return _load_quantized(spec, model_class, options)
         config = {key: value for key, value in config.items() if key != "quantization_config"}
         dtype = options.torch_dtype
     checkpoint = as_the_network_has_it(stored)
     device, limits = options.device or "cpu", options.limits
-    model: torch.nn.Module = load_labelled(spec.name, model_class, checkpoint, config, dtype, device, limits)
+    model: torch.nn.Module = load_labelled(
+        spec.name, model_class, checkpoint, config, dtype, device, limits, mesh=options.mesh
+    )
     if is_transformers_model(model_class):
         _load_generation_config(spec, model)
     _name_origin(model, spec.folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -21,6 +21,9 @@ from lading.loading.source import Source, SourceMap
 from lading.loading.streamed import load_streamed
 from lading.memory.limits import Limits
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 
@@ -35,6 +38,7 @@ def load_source(
     limits: Limits | None = None,
     use_disk_map: bool = False,
     empty: torch.nn.Module | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> ModelT:
     """Load a network as `load_model` does, from tensors that are made of a file's.
 
@@ -45,6 +49,10 @@ def load_source(
         CheckpointError: names or shapes do not agree with the network's; all are listed.
         MemoryLimitError: the limit is too small.
     """
+    if mesh is not None:
+        from lading.loading.sharded import load_sharded  # most networks are one process's own
+
+        return load_sharded(label, model_class, source, config, dtype, mesh)
     if is_transformers_model(model_class):
         dtype = dtype or _first_floating(source)
         empty = build_empty(model_class, config, dtype) if empty is None else empty

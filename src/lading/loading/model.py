@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -37,6 +37,9 @@ from lading.loading.streamed import limits_on, load_streamed
 from lading.memory.limits import Limits
 from lading.memory.wrapping import LayerMap, enable_vram_management
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 StateDictConverter = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
@@ -55,6 +58,7 @@ def load_model(
     memory_limit: int | str | None = None,
     host_memory_limit: int | str | None = None,
     quantization_config: Any = None,
+    device_mesh: DeviceMesh | None = None,
 ) -> ModelT:
     """Load a network: built without memory, filled with the checkpoint's tensors, in eval mode.
 
@@ -86,6 +90,9 @@ def load_model(
         quantization_config: a `diffusers.GGUFQuantizationConfig` keeps the weights of a GGUF file as they are stored,
             in diffusers' layers, which decode them each time they compute. None decodes what is quantised while it is
             read.
+        device_mesh: of processes that hold the weights together: each calls this, reads its own rows of every weight
+            and gets a network of `torch.distributed.fsdp.fully_shard`, which gathers a block's weights while it
+            computes. The mesh says on which devices.
 
     Raises:
         CheckpointError: a file is damaged or unsafe, or its tensors do not match the network; all names are listed.
@@ -104,6 +111,10 @@ def load_model(
     rules = vram_rules(module_map, vram_config, vram_limit, dtype, torch.device(device))
     if rules is not None and limits is not None:
         raise LadingError("load_model: memory_limit and vram_config both say where weights are: give one of them")
+    if device_mesh is not None and (limits is not None or rules is not None or quantization_config is not None):
+        raise LadingError(
+            "load_model: device_mesh goes with no memory_limit, vram_config or quantization_config: leave them out"
+        )
     path = path if isinstance(path, (str, os.PathLike)) else list(path)
     converts = state_dict_converter is not None  # it gets what is stored
     checkpoint = open_checkpoint(path) if converts else as_the_network_has_it(open_checkpoint(path))
@@ -121,9 +132,14 @@ def load_model(
         return load_source(label, found, source, config, dtype, place, limits, use_disk_map, empty)
 
     def load(dtype: torch.dtype | None, place: str | torch.device) -> ModelT:
+        place = torch.device(place)
         if chosen.source is not None:
-            return load_source(label, found, chosen.source, config, dtype, torch.device(place), limits, use_disk_map)
-        return load_labelled(label, found, checkpoint, config, dtype, place, limits, state_dict_converter, use_disk_map)
+            return load_source(
+                label, found, chosen.source, config, dtype, place, limits, use_disk_map, None, device_mesh
+            )
+        return load_labelled(
+            label, found, checkpoint, config, dtype, place, limits, state_dict_converter, use_disk_map, device_mesh
+        )
 
     if rules is None or module_map is None:
         return load(dtype, device)
@@ -145,12 +161,17 @@ def load_labelled(
     limits: Limits | None,
     state_dict_converter: StateDictConverter | None = None,
     use_disk_map: bool = False,
+    mesh: DeviceMesh | None = None,
 ) -> ModelT:
     """Load a network as `load_model` does, under the name that its progress bar shows."""
     dtype = None if torch_dtype is None else named_dtype(torch_dtype)
     device = torch.device(device)
     source = ", ".join(str(file) for file in checkpoint.files)
     config = find_config(model_class, config, checkpoint)
+    if mesh is not None:
+        from lading.loading.sharded import load_sharded  # most networks are one process's own
+
+        return load_sharded(label, model_class, checkpoint, config, dtype, mesh, state_dict_converter)
     if limits is not None:
         dtype_of = dtype_rule(model_class, config, dtype, checkpoint)
         return load_streamed(model_class, checkpoint, config, dtype, dtype_of, limits, state_dict_converter)

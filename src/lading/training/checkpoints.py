@@ -17,9 +17,11 @@ import torch
 
 from lading.checkpoint import load_state_dict
 from lading.errors import CheckpointError, LadingError
+from lading.loading.sharded import spread_like
 from lading.training.averaging import Average
 from lading.training.durable import remove_parts, whole, write_json, write_tensors
 from lading.training.settings import Settings
+from lading.training.world import ALONE, World
 
 FORMAT = 1
 
@@ -56,13 +58,17 @@ class Checkpoints:
         folder: in which each is a folder of its own.
         keep: how many stay when a new one is there.
         facts: of the run, such as the model's fingerprint: a run with others cannot go on from them.
+        world: the processes that train together: all of them save and restore, and the one that leads writes.
     """
 
-    def __init__(self, folder: Path, keep: int, settings: Settings, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, keep: int, settings: Settings, facts: Mapping[str, Any], world: World = ALONE
+    ) -> None:
         self._folder = folder
         self._keep = keep
         self._settings = settings
         self._facts = json.loads(json.dumps(dict(facts)))
+        self._world = world
 
     @property
     def steps(self) -> list[int]:
@@ -76,15 +82,22 @@ class Checkpoints:
         Raises:
             LadingError: it cannot be written; those that were there stay.
         """
+        target = self._folder / f"step-{state.step:06d}"
+        tensors, groups = _optimizer_tensors(state.optimizer, list(state.parameters))
+        held = {"trained": state.parameters, "optimizer": tensors}
+        if state.average is not None:
+            held["average"] = state.average.tensors
+        files = {name: self._world.gathered(each) for name, each in held.items()}
+        if not self._world.leads:
+            return target
         self._folder.mkdir(parents=True, exist_ok=True)
         remove_parts(self._folder)
-        target = self._folder / f"step-{state.step:06d}"
         if target.is_dir():
             return target
         try:
             with whole(target) as part:
                 part.mkdir()
-                self._write(part, state)
+                self._write(part, state, files, groups)
         except OSError as error:
             last = f"the last one is of step {self.steps[-1]}" if self.steps else "there is none yet"
             raise LadingError(
@@ -116,18 +129,15 @@ class Checkpoints:
         if state.average is not None:
             _copy(folder / "average.safetensors", state.average.tensors)
         tensors = load_state_dict(folder / "optimizer.safetensors")
-        state.optimizer.load_state_dict(_optimizer_state(content["optimizer"], tensors, list(state.parameters)))
+        state.optimizer.load_state_dict(_optimizer_state(content["optimizer"], tensors, state.parameters))
         state.schedule.load_state_dict(content["schedule"])
         if state.scaler is not None:
             state.scaler.load_state_dict(content["scaler"])
         state.step = content["step"]
 
-    def _write(self, folder: Path, state: State) -> None:
-        write_tensors(folder / "trained.safetensors", state.parameters, durable=False)
-        if state.average is not None:
-            write_tensors(folder / "average.safetensors", state.average.tensors, durable=False)
-        tensors, groups = _optimizer_tensors(state.optimizer, list(state.parameters))
-        write_tensors(folder / "optimizer.safetensors", tensors, durable=False)
+    def _write(self, folder: Path, state: State, files: Mapping[str, Mapping[str, torch.Tensor]], groups: Any) -> None:
+        for name, tensors in files.items():
+            write_tensors(folder / f"{name}.safetensors", tensors, durable=False)
         content = {
             "format": FORMAT,
             "step": state.step,
@@ -154,13 +164,16 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> tu
     return tensors, {"groups": content["param_groups"], "values": values}
 
 
-def _optimizer_state(content: Any, tensors: Mapping[str, torch.Tensor], names: list[str]) -> dict[str, Any]:
+def _optimizer_state(
+    content: Any, tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
     """The inverse of `_optimizer_tensors`."""
     state: dict[int, dict[str, Any]] = {}
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers = {name: number for number, name in enumerate(parameters)}
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("/")
-        state.setdefault(numbers[name], {})[entry] = tensor.clone()
+        own = spread_like(tensor, parameters[name]) if tensor.shape == parameters[name].shape else tensor
+        state.setdefault(numbers[name], {})[entry] = own.clone()
     for name, entries in content["values"].items():
         state.setdefault(numbers[name], {}).update(entries)
     return {"state": state, "param_groups": content["groups"]}
@@ -173,7 +186,7 @@ def _copy(file: Path, targets: Mapping[str, torch.Tensor]) -> None:
         strange = sorted(tensors.keys() ^ targets.keys())
         raise LadingError(f"{file}: it is of other weights, such as {strange[0]}: go on with the model that it is of")
     for name, target in targets.items():
-        target.copy_(tensors[name])
+        target.copy_(spread_like(tensors[name], target))
 
 
 def _read_json(file: Path) -> Any:

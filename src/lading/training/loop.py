@@ -105,8 +105,7 @@ def train(run: Run, state: State, checkpoints: Checkpoints) -> None:
         batches = order.step(state.step, settings.accumulate * world.size)
         fault, loss, norm = _step(run, state, batches)
         if fault is not None:
-            if world.leads:
-                checkpoints.save(state)
+            checkpoints.save(state)
             raise LadingError(
                 f"step {state.step + 1}: {fault}: the weights of step {state.step} are kept as a checkpoint; lower the "
                 f"learning rate ({settings.learning_rate}), clip gradients, or use another dtype"
@@ -120,7 +119,7 @@ def train(run: Run, state: State, checkpoints: Checkpoints) -> None:
         seconds = time.perf_counter() - start
         run.watcher.step(Progress(state.step, settings.steps, loss, rate, norm, seconds, examples))
         done = state.step == settings.steps
-        if world.leads and (done or _is_due(state.step, settings.checkpoint_every)):
+        if done or _is_due(state.step, settings.checkpoint_every):
             checkpoints.save(state)
         if run.validate is not None and (done or _is_due(state.step, settings.validate_every)):
             run.validate(state.step)
@@ -139,9 +138,12 @@ def _step(run: Run, state: State, batches: Sequence[tuple[int, tuple[int, ...]]]
     torch.manual_seed(generator_for(settings.seed, "dropout", state.step, world.rank).initial_seed())
     groups = [group for batch in batches[world.rank :: world.size] for group in _groups(run, *batch)]
     total = torch.zeros((), device=run.device)
-    for number, group in enumerate(groups):
-        with world.turn(run.denoiser.network, last=number == len(groups) - 1):
-            loss = _loss(run, group) / examples
+    calls = world.most(len(groups))
+    for number in range(calls):
+        with world.turn(run.denoiser.network, last=number == calls - 1):
+            loss = _loss(run, groups[min(number, len(groups) - 1)]) / examples
+            if number >= len(groups):  # others have more, and this process has a part in their weights
+                loss = loss * 0
             total += loss.detach()
             scaled = loss * world.size
             torch.autograd.backward(scaled if state.scaler is None else state.scaler.scale(scaled))
@@ -153,7 +155,7 @@ def _step(run: Run, state: State, batches: Sequence[tuple[int, tuple[int, ...]]]
     parameters = list(state.parameters.values())
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf")))
+    norm = float(world.whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))))
     if state.scaler is not None:
         state.scaler.step(state.optimizer)  # which leaves out a step whose gradients overflow
         state.scaler.update()
@@ -225,7 +227,7 @@ def largest_call(run: Run) -> dict[str, Any]:
 def _require_gradients(run: Run, state: State) -> None:
     """Refuse to go on where the first step would change nothing: no gradient reaches what is trained."""
     reached = [parameter.grad for parameter in state.parameters.values() if parameter.grad is not None]
-    if not any(bool(gradient.count_nonzero()) for gradient in reached):
+    if not any(bool(run.world.whole(gradient).count_nonzero()) for gradient in reached):
         raise LadingError(
             f"step 1: no gradient reaches any of the {len(state.parameters)} trainable parameters: they are not those "
             "that the network computes with, or are detached from its output"

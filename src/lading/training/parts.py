@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lading.catalog.registry import architecture_of
 from lading.errors import ComponentError
 from lading.hub import model_folder
 from lading.latents import LatentFormat
+from lading.loading.components import variants_in
 from lading.loading.configs import read_config, read_model_index
 from lading.loading.latents import latent_format
 from lading.loading.loaders import ComponentSpec, find_pipeline_class, resolve_class
@@ -35,6 +37,7 @@ class PipelineParts:
         autoencoder: makes latents of pictures.
         encoders: what makes conditions of captions: text encoders, tokenizers and processors, by name.
         latents: from pixels to the denoiser's latent.
+        variants: of the weights of each component, such as "fp16"; None for the usual ones.
     """
 
     folder: Path
@@ -44,6 +47,11 @@ class PipelineParts:
     autoencoder: ComponentSpec
     encoders: tuple[str, ...]
     latents: LatentFormat
+    variants: Mapping[str, str | None] = field(default_factory=dict)
+
+    def variants_of(self, names: Iterable[str]) -> dict[str, str | None]:
+        """Return the variants of some components, as `load_components` takes them."""
+        return {name: self.variants.get(name) for name in names}
 
     @property
     def tells_original_size(self) -> bool:
@@ -65,11 +73,13 @@ def examine(
 
     Args:
         model: a folder in the diffusers layout, "shapes" for the model that ships here, or a Hugging Face id.
+        variant: such as "fp16", of the weights of the components that have it.
 
     Raises:
-        ComponentError: the pipeline cannot be trained here; the message says why.
+        ComponentError: the pipeline cannot be trained here, or no component has the variant; the message says why.
     """
     folder = model_folder(model, None, revision, variant, None, token)
+    variants = variants_in(folder, variant)
     index = read_model_index(folder)
     name = str(read_config(folder / "model_index.json").get("_class_name"))
     specs = {part: ComponentSpec(part, *entry, folder / part) for part, entry in index.items()}
@@ -92,7 +102,7 @@ def examine(
     encoders = tuple(part for part in specs if part not in (denoiser, autoencoder, "scheduler", *_UNUSED))
     for part in (denoiser, autoencoder, *encoders):
         resolve_class(specs[part])
-    return PipelineParts(folder, found, specs[denoiser], architecture, specs[autoencoder], encoders, latents)
+    return PipelineParts(folder, found, specs[denoiser], architecture, specs[autoencoder], encoders, latents, variants)
 
 
 def _denoiser(spec: ComponentSpec) -> Architecture | None:

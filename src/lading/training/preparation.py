@@ -164,7 +164,7 @@ class Preparation:
         store: of latents and conditions.
 
     Attributes:
-        model: the sha256 of every file of the encoders and the autoencoder, part by part.
+        model: the sha256 of every file of the encoders and the autoencoder, and which variant is read, part by part.
     """
 
     def __init__(
@@ -184,7 +184,10 @@ class Preparation:
         self._watcher = watcher
         self._digests = Digests(store.folder / "digests.json")
         encoders = (parts.autoencoder.name, *parts.encoders)
-        self.model = {name: self._digests.of_all(_files(parts, name), parts.folder) for name in encoders}
+        self.model = {
+            name: [self._digests.of_all(_files(parts, name), parts.folder), parts.variants.get(name)]
+            for name in encoders
+        }
         self._digests.save()
 
     def prepare(
@@ -228,6 +231,7 @@ class Preparation:
             names,
             torch_dtype=self.dtype,
             device=self.device,
+            variant=self.parts.variants_of(names),
             memory_limit=self.settings.memory_limit if streamed else None,
             host_memory_limit=self.settings.host_memory_limit if streamed else None,
         )
@@ -275,7 +279,8 @@ class Preparation:
     def denoiser(self) -> str:
         """A fingerprint of the denoiser's weights and config."""
         files = sorted(_files(self.parts, self.parts.denoiser.name))
-        return fingerprint(files=[(file.name, sampled_digest(file)) for file in files])
+        variant = self.parts.variants.get(self.parts.denoiser.name)
+        return fingerprint(files=[(file.name, sampled_digest(file)) for file in files], variant=variant)
 
     @property
     def timesteps(self) -> int:
@@ -284,11 +289,13 @@ class Preparation:
 
     def _load_autoencoder(self) -> Any:
         """Load the autoencoder in float32: in half precision some overflow, and none takes much memory."""
+        names = [self.parts.autoencoder.name]
         (autoencoder,) = load_components(
             self.parts.folder,
-            [self.parts.autoencoder.name],
+            names,
             torch_dtype=torch.float32,
             device=self.device,
+            variant=self.parts.variants_of(names),
             memory_limit=self.settings.memory_limit,
             host_memory_limit=self.settings.host_memory_limit,
         ).values()
@@ -346,7 +353,7 @@ class Preparation:
             **_VERSIONS,
         )
 
-    def _model_of(self, *names: str) -> dict[str, dict[str, str]]:
+    def _model_of(self, *names: str) -> dict[str, Any]:
         return {name: self.model[name] for name in names}
 
 

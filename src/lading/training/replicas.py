@@ -1,15 +1,21 @@
-"""Processes that a launcher such as torchrun has started: each holds the model and sees its part of every step."""
+"""Processes that a launcher such as torchrun has started: each sees its part of every step.
+
+Each holds the model, or all of them hold its denoiser together.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from lading.loading.pipeline import default_device
 from lading.training.world import ALONE, Parameters, World
@@ -49,6 +55,8 @@ class Replicas(World):
 
     def _share_gradients(self) -> None:
         """Give every process the mean of all gradients, in one exchange; who has none of a parameter adds nothing."""
+        if not self._trained:
+            return
         device = self._trained[0].device
         reached = torch.tensor([parameter.grad is not None for parameter in self._trained], device=device).int()
         dist.all_reduce(reached, dist.ReduceOp.MAX)
@@ -63,11 +71,47 @@ class Replicas(World):
             parameter.grad = mean.view_as(parameter)
 
 
+@dataclass(frozen=True)
+class Shards(Replicas):
+    """One of several processes that hold a network's weights together, as `load_model` spreads them over a mesh.
+
+    What is trained and not spread, such as adapters, each of them has.
+    """
+
+    def joined(self, network: torch.nn.Module, parameters: Parameters) -> tuple[torch.nn.Module, Parameters]:
+        super().joined(network, {name: each for name, each in parameters.items() if not isinstance(each, DTensor)})
+        return network, parameters
+
+    @contextmanager
+    def turn(self, network: torch.nn.Module, last: bool) -> Iterator[None]:
+        assert isinstance(network, FSDPModule)
+        network.set_requires_gradient_sync(last)
+        with super().turn(network, last):
+            yield
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def gathered(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        kept = {}
+        for name, tensor in tensors.items():
+            whole = self.whole(tensor.detach())
+            if self.leads:
+                kept[name] = whole.cpu()
+        return kept
+
+    def most(self, count: int) -> int:
+        counted = torch.tensor(count, device=self.device)
+        dist.all_reduce(counted, dist.ReduceOp.MAX)
+        return int(counted)
+
+
 @contextmanager
-def launched(device: str | None = None) -> Iterator[World]:
+def launched(device: str | None = None, sharded: bool = False) -> Iterator[World]:
     """Join the processes that a launcher has started with this one; without a launcher it is alone.
 
     Args:
+        sharded: whether the processes hold the denoiser's weights together, each its rows, or each has all of them.
         device: on which each computes; None is the accelerator of the process's own number, else the CPU.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -79,7 +123,8 @@ def launched(device: str | None = None) -> Iterator[World]:
         torch.accelerator.set_device_index(place.index)
     dist.init_process_group("gloo" if kind == "cpu" else None, timeout=_PATIENCE)
     try:
-        yield Replicas(dist.get_rank(), dist.get_world_size(), None if place is None else str(place))
+        rank, size, name = dist.get_rank(), dist.get_world_size(), None if place is None else str(place)
+        yield Shards(rank, size, name, init_device_mesh(kind, (size,))) if sharded else Replicas(rank, size, name)
         dist.barrier()
     finally:
         dist.destroy_process_group()

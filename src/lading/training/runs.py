@@ -37,7 +37,15 @@ from lading.training.rehearsal import DenoiserRules, Extent
 from lading.training.room import bytes_beside, bytes_saved, keep_within, require_room
 from lading.training.settings import Settings
 from lading.training.store import Store, fingerprint
-from lading.training.subjects import Subject, empty_denoiser, full_subject, holding, lora_subject, word_subject
+from lading.training.subjects import (
+    Subject,
+    empty_denoiser,
+    full_subject,
+    holding,
+    load_denoiser,
+    lora_subject,
+    word_subject,
+)
 from lading.training.validation import Validation
 from lading.training.watching import Watcher
 from lading.training.world import ALONE, World
@@ -78,6 +86,7 @@ def train_model(
         out: where weights, checkpoints, logs and grids go.
         resume: go on from the newest checkpoint in `out`, to the same weights as without interruption.
         cache: where encoded captions and pictures are kept; None is "cache" in `out`. Several runs may share one.
+        variant: such as "fp16": weights in "model.fp16.safetensors", of the components that have them.
         world: the processes that train together, as `launched` gives them.
 
     Raises:
@@ -99,6 +108,7 @@ def train_model(
     device = torch.device(world.device or settings.device or default_device())
     dtype = named_dtype(settings.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     limits = limits_on(device, settings.memory_limit, settings.host_memory_limit)
+    _require_shardable(settings, world)
     if limits is not None and settings.method == "full":
         require_room(empty_denoiser(parts, settings), limits.memory, settings)
     out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +130,7 @@ def train_model(
     if limits is not None and settings.method == "full":
         empty = empty_denoiser(parts, settings)
         require_room(empty, limits.memory, settings, run_through(empty))
-    subject = _subject(preparation)
+    subject = _subject(preparation, world)
     if world.leads:
         watcher.tell(str(subject.table))
     if limits is not None and settings.method != "full":
@@ -128,20 +138,22 @@ def train_model(
     network, parameters = world.joined(subject.denoiser, subject.parameters)
     state = begin(parameters, settings, dtype, device.type)
     facts = {"denoiser": preparation.denoiser, "data": _digest(prepared)}
-    checkpoints = Checkpoints(out / "checkpoints", settings.keep_checkpoints, settings, facts)
+    checkpoints = Checkpoints(out / "checkpoints", settings.keep_checkpoints, settings, facts, world)
     if resume:
         checkpoints.restore(state)
     elif world.leads:
         write_json(out / "settings.json", settings.to_json(), durable=False)
 
     def validate(step: int) -> None:
-        if validation is not None and world.leads:
+        if validation is not None and (world.leads or world.mesh is not None):  # who holds a part draws along
             with averaged(subject, state):
-                validation.draw(_drawing_parts(preparation, subject), out / "samples" / f"step-{step:06d}.png")
+                file = out / "samples" / f"step-{step:06d}.png" if world.leads else None
+                validation.draw(_drawing_parts(preparation, subject), file)
 
     watcher.begin(state.step, settings.steps)
     train(replace(run_through(network, subject.conditions), validate=validate), state, checkpoints)
-    files = subject.save(out, state.result) if world.leads else ()
+    result = world.gathered(state.result)
+    files = subject.save(out, result) if world.leads else ()
     world.wait()
     return Outcome(files, state.step, subject.table)
 
@@ -153,6 +165,16 @@ def _require_fresh(out: Path, resume: bool) -> None:
         raise LadingError(f"{out}: a run has left checkpoints here: go on with --resume, or choose another folder")
     if resume and not began:
         raise LadingError(f"{out}: there is no checkpoint to go on from: start without --resume")
+
+
+def _require_shardable(settings: Settings, world: World) -> None:
+    """Refuse what does not go with weights that the processes hold together."""
+    if world.mesh is None:
+        return
+    if settings.memory_limit is not None or settings.host_memory_limit is not None:
+        raise LadingError("sharded training keeps its part of the weights in memory: leave the memory limits out")
+    if settings.method == "full" and settings.optimizer != "adamw":
+        raise LadingError(f"optimizer {settings.optimizer!r} takes no weights that processes hold together: use adamw")
 
 
 def _prepare(preparation: Preparation, framed: list[Framed]) -> tuple[DenoiserRules, list[Prepared], Validation | None]:
@@ -168,14 +190,15 @@ def _prepare(preparation: Preparation, framed: list[Framed]) -> tuple[DenoiserRu
     return rules, prepared, validation
 
 
-def _subject(preparation: Preparation) -> Subject:
+def _subject(preparation: Preparation, world: World) -> Subject:
     parts, settings = preparation.parts, preparation.settings
-    dtype, device = preparation.dtype, preparation.device
+    full = settings.method == "full"
+    denoiser = load_denoiser(parts, settings, torch.float32 if full else preparation.dtype, preparation.device, world)
     if settings.method == "lora":
-        return lora_subject(parts, settings, dtype, device)
-    if settings.method == "full":
-        return full_subject(parts, settings, dtype, device)
-    return word_subject(parts, settings, dtype, device, preparation.rehearsal(streamed=False))
+        return lora_subject(parts, settings, denoiser)
+    if full:
+        return full_subject(parts, settings, denoiser)
+    return word_subject(parts, settings, denoiser, preparation.rehearsal(streamed=False))
 
 
 def _keep_within(limit: int, subject: Subject, run: Run) -> None:
@@ -206,7 +229,8 @@ def _drawing_parts(preparation: Preparation, subject: Subject) -> dict[str, obje
     parts = preparation.parts
     streamed = "lading_manager" in subject.denoiser.__dict__
     limits = manager_of(subject.denoiser).limits if streamed else None
-    options = LoadOptions(preparation.dtype, preparation.device, None, limits)
+    variant = parts.variants.get(parts.autoencoder.name)
+    options = LoadOptions(preparation.dtype, preparation.device, variant, limits)
     autoencoder, _ = load_by_spec(parts.autoencoder, options)  # takes turns with the denoiser
     loaded = {parts.autoencoder.name: autoencoder, "scheduler": load_component(parts.folder, "scheduler")}
     return {**loaded, **(subject.encoders or {}), parts.denoiser.name: subject.denoiser}

@@ -16,7 +16,7 @@ import torch
 from lading.loading.components import load_by_spec
 from lading.loading.configs import read_config
 from lading.loading.loaders import LoadOptions, resolve_class
-from lading.loading.network import build_empty
+from lading.loading.network import build_empty, fill
 from lading.loading.streamed import limits_on
 from lading.training.adapters import add_lora, save_lora
 from lading.training.conditions import Conditions
@@ -28,6 +28,7 @@ from lading.training.parts import PipelineParts
 from lading.training.preparation import Framed
 from lading.training.rehearsal import Rehearsal
 from lading.training.settings import Settings
+from lading.training.world import World
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers looks for in a folder given to `load_lora_weights`."""
@@ -59,9 +60,8 @@ class Subject:
     encoders: Mapping[str, Any] | None = None
 
 
-def lora_subject(parts: PipelineParts, settings: Settings, dtype: torch.dtype, device: torch.device) -> Subject:
-    """Load the denoiser in its final dtype, frozen, and add adapters in float32."""
-    network = _load_denoiser(parts, settings, dtype, device)
+def lora_subject(parts: PipelineParts, settings: Settings, network: torch.nn.Module) -> Subject:
+    """Freeze a denoiser, in its final dtype, and add adapters in float32."""
     freeze(network)
     torch.manual_seed(generator_for(settings.seed, "adapters").initial_seed())
     parameters = add_lora(network, settings.rank, settings.alpha, settings.target_modules, settings.lora_dropout)
@@ -77,25 +77,23 @@ def lora_subject(parts: PipelineParts, settings: Settings, dtype: torch.dtype, d
     return Subject(network, parameters, training_table(**{parts.denoiser.name: network}), save)
 
 
-def full_subject(parts: PipelineParts, settings: Settings, dtype: torch.dtype, device: torch.device) -> Subject:
-    """Load the denoiser in float32, all of it trainable; it computes in `dtype`."""
-    network = _load_denoiser(parts, settings, torch.float32, device, streamed=False)
+def full_subject(parts: PipelineParts, settings: Settings, network: torch.nn.Module) -> Subject:
+    """Thaw all of a denoiser, which is in float32."""
     network.requires_grad_(True).train()
     parameters = trainable_parameters(network)
 
     def save(out: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[Path, ...]:
-        with holding(parameters, tensors):
-            return (_save_pipeline(parts, network, out / "pipeline"),)
+        buffers = {name: tensor for name, tensor in network.state_dict().items() if name not in parameters}
+        trained = _empty(parts)  # not the network itself, of which each process may have a part
+        fill(trained, {**buffers, **tensors}, "the trained weights")
+        return (_save_pipeline(parts, trained, out / "pipeline"),)
 
     return Subject(network, parameters, training_table(**{parts.denoiser.name: network}), save)
 
 
-def word_subject(
-    parts: PipelineParts, settings: Settings, dtype: torch.dtype, device: torch.device, rehearsal: Rehearsal
-) -> Subject:
-    """Load the denoiser, frozen, and give the text encoders of a rehearsal the rows of a new word."""
+def word_subject(parts: PipelineParts, settings: Settings, network: torch.nn.Module, rehearsal: Rehearsal) -> Subject:
+    """Freeze a denoiser, and give the text encoders of a rehearsal the rows of a new word."""
     assert settings.token is not None
-    network = _load_denoiser(parts, settings, dtype, device)
     encoders = {name: rehearsal.pipeline.components[name] for name in parts.encoders}
     modules = {name: part for name, part in encoders.items() if isinstance(part, torch.nn.Module)}
     freeze(network, *modules.values())
@@ -114,18 +112,27 @@ def word_subject(
 
 def empty_denoiser(parts: PipelineParts, settings: Settings) -> torch.nn.Module:
     """Return the denoiser as full fine-tuning trains it, on the meta device: nothing has been read."""
-    network = build_empty(resolve_class(parts.denoiser), read_config(parts.denoiser.folder / "config.json"), None)
-    return _checkpointed(network, settings).train()
+    return _checkpointed(_empty(parts), settings).train()
 
 
-def _load_denoiser(
-    parts: PipelineParts, settings: Settings, dtype: torch.dtype, device: torch.device, streamed: bool = True
+def _empty(parts: PipelineParts) -> torch.nn.Module:
+    return build_empty(resolve_class(parts.denoiser), read_config(parts.denoiser.folder / "config.json"), None)
+
+
+def load_denoiser(
+    parts: PipelineParts, settings: Settings, dtype: torch.dtype, device: torch.device, world: World
 ) -> torch.nn.Module:
-    """Load the denoiser; under a limit none of its weights are read before the limit is set, when all else is known."""
+    """Load the denoiser, or, where several processes hold it together, this one's part.
+
+    Under a limit none of its weights are read before the limit is set, when all else is known; what is trained whole
+    is not streamed.
+    """
+    streamed = settings.method != "full"
     limits = limits_on(device, settings.memory_limit, settings.host_memory_limit) if streamed else None
     if limits is not None:
         limits.memory = sys.maxsize
-    network, _ = load_by_spec(parts.denoiser, LoadOptions(dtype, device, None, limits))
+    variant = parts.variants.get(parts.denoiser.name)
+    network, _ = load_by_spec(parts.denoiser, LoadOptions(dtype, device, variant, limits, world.mesh))
     return _checkpointed(network, settings)
 
 

@@ -53,8 +53,8 @@ class Validation:
             encodings = rehearsal.encodings(prompt, self._extent, self._settings.validation_guidance)
             self._store.write(self._key(prompt), *Conditions({"encodings": encodings}).to_tensors())
 
-    def draw(self, components: Mapping[str, Any], file: Path) -> None:
-        """Draw all prompts and save them in one picture.
+    def draw(self, components: Mapping[str, Any], file: Path | None) -> None:
+        """Draw all prompts and save them in one picture, or, where there is no file, draw along with who saves them.
 
         Args:
             components: the denoiser, the autoencoder and the scheduler, by name; encoders only where they are trained.
@@ -67,6 +67,8 @@ class Validation:
             with nullcontext() if self._live else _recalled(pipeline, self._encodings(prompt)):
                 frames = draw(pipeline, self._request(prompt, seed))
             pictures.append(frames[len(frames) // 2])
+        if file is None:
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole(file, durable=False) as part:
             grid(pictures).save(part, format="PNG")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Parameters: TypeAlias = "dict[str, torch.nn.Parameter]"
 
@@ -23,11 +26,13 @@ class World:
         rank: of this process, from 0.
         size: how many there are.
         device: that is this process's own; None leaves the choice.
+        mesh: of processes that hold the denoiser's weights together; None where each has all of them.
     """
 
     rank: int = 0
     size: int = 1
     device: str | None = None
+    mesh: DeviceMesh | None = None
 
     @property
     def leads(self) -> bool:
@@ -54,6 +59,18 @@ class World:
         yield
         if self.leads:
             self.wait()
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor that may be spread over the processes, whole."""
+        return tensor
+
+    def gathered(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Return tensors whole, to the process that leads; every process calls this, and others may get none."""
+        return tensors
+
+    def most(self, count: int) -> int:
+        """Return how often each process has to call the network where this one needs it so often."""
+        return count
 
     def total(self, value: torch.Tensor) -> float:
         """Return the sum of a number over the processes."""
