@@ -122,14 +122,12 @@ def _partial_finding(part: Part, partial: list[tuple[int, Fit, Part]], fits: lis
     How much is missing says nothing about which of them it is.
     """
     least = min((refuting for refuting, _, _ in partial), default=0)
+    likely = [(fit, view, _resolve(fit.signature, view)) for refuting, fit, view in partial if refuting == least]
     candidates: list[Candidate] = []
     problems: list[str] = list(dict.fromkeys(reasons))
-    for refuting, fit, view in partial:
-        if refuting > least:
-            continue
-        resolved = _resolve(fit.signature, view)
-        if not fit.missing and not resolved.lacks_tensors:
-            continue
+    if any(not fit.missing and not resolved.lacks_tensors for fit, _, resolved in likely):
+        likely = []  # nothing is missing: it is the sizes that tell no config
+    for fit, view, resolved in likely:
         found, remarks = resolved.candidates, resolved.remarks
         if not found:
             found, remarks = (without_config(fit.signature, view.prefix),), (resolved.reason,)
